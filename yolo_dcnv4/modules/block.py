@@ -1,0 +1,66 @@
+"""ultralytics' bottleneck blocks with DCNv4 in place of the second 3x3 convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from ultralytics.nn.modules.block import C2f, C3k, C3k2, Bottleneck
+
+from yolo_dcnv4.modules.conv import DCNv4Conv
+
+
+class Bottleneck_DCNv4(Bottleneck):
+    """ultralytics' Bottleneck with DCNv4 as its second convolution.
+
+    Args:
+        c1: Input channels.
+        c2: Output channels.
+        shortcut: Add the input to the output where widths match.
+        g: Accepted for Bottleneck's signature; DCNv4 chooses its own groups.
+        k: Kernel sizes of the convolution and of DCNv4.
+        e: Expansion ratio.
+    """
+
+    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: tuple = (3, 3), e: float = 0.5):
+        super().__init__(c1, c2, shortcut, g, k, e)
+        kernel = k[1] if isinstance(k[1], int) else k[1][0]
+        self.cv2 = DCNv4Conv(int(c2 * e), c2, kernel)
+
+
+class C2f_DCNv4(C2f):
+    """ultralytics' C2f with `Bottleneck_DCNv4` inside; takes the arguments of C2f."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5):
+        super().__init__(c1, c2, n, shortcut, g, e)
+        self.m = nn.ModuleList(Bottleneck_DCNv4(self.c, self.c, shortcut, g, e=1.0) for _ in range(n))
+
+
+class C3k_DCNv4(C3k):
+    """ultralytics' C3k with `Bottleneck_DCNv4` inside; takes the arguments of C3k."""
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: int = 3
+    ):
+        super().__init__(c1, c2, n, shortcut, g, e, k)
+        hidden = int(c2 * e)
+        self.m = nn.Sequential(*(Bottleneck_DCNv4(hidden, hidden, shortcut, g, k=(k, k), e=1.0) for _ in range(n)))
+
+
+class C3k2_DCNv4(C3k2):
+    """ultralytics' C3k2 with DCNv4 bottlenecks; takes the arguments of the installed ultralytics' C3k2."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # the signature of C3k2 differs between releases: replace what it built, whatever its arguments were called
+        for index, block in enumerate(self.m):
+            self.m[index] = self._with_dcnv4(block)
+
+    def _with_dcnv4(self, block: nn.Module) -> nn.Module:
+        if isinstance(block, C3k):
+            return C3k_DCNv4(self.c, self.c, len(block.m), block.m[0].add)
+        if isinstance(block, Bottleneck):
+            return Bottleneck_DCNv4(self.c, self.c, block.add)
+        if isinstance(block, nn.Sequential):
+            return nn.Sequential(*(self._with_dcnv4(part) for part in block))
+        return block

@@ -1,0 +1,47 @@
+"""DCNv4 in the role of ultralytics' Conv."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from ultralytics.nn.modules.conv import Conv, autopad
+
+from yolo_dcnv4.modules.dcnv4 import DCNv4
+
+
+class DCNv4Conv(nn.Module):
+    """DCNv4, batch normalisation and activation: a drop-in for ultralytics' Conv in a YAML.
+
+    Not a subclass of Conv: `BaseModel.fuse` would look for a Conv2d in it.
+
+    Args:
+        c1: Input channels.
+        c2: Output channels.
+        k: Window size in pixels.
+        s: Stride in pixels.
+        p: Padding in pixels; `None` keeps the size at stride 1.
+        g: Number of groups; `None` chooses groups of 16 channels where the width allows.
+        d: Dilation in pixels.
+        act: `True` for Conv's default activation, a module for another one, anything else for none.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        k: int = 3,
+        s: int = 1,
+        p: int | None = None,
+        g: int | None = None,
+        d: int = 1,
+        act: bool | nn.Module = True,
+    ):
+        super().__init__()
+        self.dcn = DCNv4(
+            c1, k, s, autopad(k, p, d), d, group=g, output_bias=False, out_channels=c2, init="average"
+        )
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = Conv.default_act if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to (N, c1, H, W)."""
+        return self.act(self.bn(self.dcn(x)))

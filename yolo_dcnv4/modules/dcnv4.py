@@ -1,0 +1,256 @@
+"""The DCNv4 layer: projections around the core operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolo_dcnv4.ops.dcnv4 import dcnv4
+from yolo_dcnv4.ops.window import Window
+
+GROUP_WIDTH = 16
+
+
+def default_groups(channels: int) -> int:
+    """Return the group count that gives groups of 16 channels, or of the largest divisor of `channels` below 16.
+
+    Args:
+        channels: Number of channels; every width works.
+    """
+    width = max(d for d in range(1, min(GROUP_WIDTH, channels) + 1) if channels % d == 0)
+    return channels // width
+
+
+class DCNv4Core(nn.Module):
+    """The core operator as a childless module, so that FLOP counters find it.
+
+    Args:
+        kernel_size: Window size in pixels.
+        stride: Window stride in pixels.
+        pad: Zero padding in pixels.
+        dilation: Window dilation in pixels.
+        group: Number of groups.
+        offset_scale: Factor on grid and offsets about the window's centre.
+        remove_center: Leave the window's centre point out.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        remove_center: bool = False,
+    ):
+        super().__init__()
+        # plain ints, not a Window: checkpoints then name no class but this one
+        self.kernel_size, self.stride, self.pad, self.dilation = kernel_size, stride, pad, dilation
+        self.group, self.offset_scale, self.remove_center = group, offset_scale, bool(remove_center)
+
+    @property
+    def window(self) -> Window:
+        """The window's geometry."""
+        return Window.make(self.kernel_size, self.stride, self.pad, self.dilation)
+
+    @property
+    def points(self) -> int:
+        """Number of sampling points K."""
+        return self.window.points(self.remove_center)
+
+    def forward(self, value: Tensor, offset_mask: Tensor) -> Tensor:
+        """Aggregate `value` (N, H, W, C) at the points of `offset_mask` (N, H_out, W_out, R)."""
+        return dcnv4(
+            value,
+            offset_mask,
+            groups=self.group,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.pad,
+            dilation=self.dilation,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the window."""
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, pad={self.pad}, dilation={self.dilation}, "
+            f"group={self.group}, offset_scale={self.offset_scale}, remove_center={self.remove_center}"
+        )
+
+
+class DCNv4(nn.Module):
+    """Deformable convolution v4 layer (arXiv 2401.06197), with the published constructor and parameter names.
+
+    Offsets and weights of an output pixel are predicted from the input pixel at its window's centre.
+
+    Args:
+        channels: Input channels.
+        kernel_size: Window size in pixels.
+        stride: Window stride in pixels.
+        pad: Zero padding in pixels.
+        dilation: Window dilation in pixels.
+        group: Number of groups; `None` chooses groups of 16 channels where the width allows.
+        offset_scale: Factor on grid and offsets about the window's centre.
+        dw_kernel_size: Size of a depthwise convolution before the offset layer; `None` for none.
+        center_feature_scale: Blend the result with the projected centre feature.
+        remove_center: Leave the window's centre point out.
+        output_bias: Give the output projection a bias.
+        without_pointwise: Leave both projections out.
+        out_channels: Output channels of the output projection; `None` keeps `channels`.
+        init: `"published"` starts with all weights zero (the output is the bias); `"average"` starts with every
+            weight at 1/K, so that the operator begins as a mean filter.
+
+    Raises:
+        ValueError: `group` does not divide `channels`, or arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int | None = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+        *,
+        out_channels: int | None = None,
+        init: str = "published",
+    ):
+        super().__init__()
+        group = default_groups(channels) if group is None else group
+        if group < 1 or channels % group:
+            raise ValueError(f"group must be at least 1 and divide channels = {channels}, got {group}")
+        if init not in ("published", "average"):
+            raise ValueError(f"init must be 'published' or 'average', got {init!r}")
+        out_channels = channels if out_channels is None else out_channels
+        if without_pointwise and out_channels != channels:
+            raise ValueError(
+                f"without_pointwise leaves no projection from {channels} to out_channels = {out_channels}; "
+                "drop one of the two arguments"
+            )
+        self.core = DCNv4Core(kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+        points = self.core.points
+        if points < 1:
+            raise ValueError(f"remove_center leaves no sampling point in kernel_size = {kernel_size}")
+        self.channels = channels
+        self.without_pointwise = bool(without_pointwise)
+        self.center_feature_scale = bool(center_feature_scale)
+        self.init = init
+
+        self.offset_mask_dw = None
+        if dw_kernel_size is not None:
+            self.offset_mask_dw = nn.Conv2d(
+                channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels
+            )
+        self.offset_mask = nn.Linear(channels, math.ceil(3 * group * points / 8) * 8)
+        if not without_pointwise:
+            self.value_proj = nn.Linear(channels, channels)
+            self.output_proj = nn.Linear(channels, out_channels, bias=output_bias)
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial parameters: no offsets, weights as `init` says, Xavier-uniform projections."""
+        nn.init.zeros_(self.offset_mask.weight)
+        nn.init.zeros_(self.offset_mask.bias)
+        if self.init == "average":
+            group, points = self.core.group, self.core.points
+            with torch.no_grad():
+                records = self.offset_mask.bias[: 3 * group * points].view(group, 3 * points)
+                records[:, 2 * points :] = 1 / points
+        if not self.without_pointwise:
+            for projection in (self.value_proj, self.output_proj):
+                nn.init.xavier_uniform_(projection.weight)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            input: (N, C, H, W) in any memory format, or a sequence (N, L, C) with L = H * W.
+            shape: (H, W) of a sequence; may be left out where L is a square.
+
+        Returns:
+            (N, C_out, H_out, W_out) in the memory format of `input`, or (N, H_out * W_out, C_out) for a sequence.
+
+        Raises:
+            ValueError: Wrong rank, channel count or `shape`.
+        """
+        if input.dim() == 4:
+            if input.shape[1] != self.channels:
+                raise ValueError(
+                    f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(input.shape)}"
+                )
+            out = self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return out if _is_channels_last(input) else out.contiguous()
+        if input.dim() != 3 or input.shape[2] != self.channels:
+            raise ValueError(
+                f"input must be (N, {self.channels}, H, W) or (N, L, {self.channels}), got shape {tuple(input.shape)}"
+            )
+        n, length, channels = input.shape
+        height, width = self._sequence_shape(length) if shape is None else shape
+        if height * width != length:
+            raise ValueError(f"shape {(height, width)} does not fit an input of L = {length} pixels")
+        return self._forward_nhwc(input.reshape(n, height, width, channels)).flatten(1, 2)
+
+    @staticmethod
+    def _sequence_shape(length: int) -> tuple[int, int]:
+        side = math.isqrt(length)
+        if side * side != length:
+            raise ValueError(f"input of L = {length} pixels is no square map; pass shape=(H, W)")
+        return side, side
+
+    def _forward_nhwc(self, x: Tensor) -> Tensor:
+        value = x if self.without_pointwise else self.value_proj(x)
+        features = x
+        if self.offset_mask_dw is not None:
+            features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        offset_mask = self.offset_mask(self._at_window_centers(features, value.shape[1], value.shape[2]))
+        out = self.core(value, offset_mask)
+        if self.center_feature_scale:
+            out = self._scale_by_center(out, value)
+        return out if self.without_pointwise else self.output_proj(out)
+
+    def _at_window_centers(self, features: Tensor, height: int, width: int) -> Tensor:
+        window = self.core.window
+        out_h, out_w = window.output_size(height, width)
+        if (out_h, out_w) == (height, width) and window.stride_h == window.stride_w == 1:
+            return features
+        if out_h < 1 or out_w < 1:
+            raise ValueError(f"input of {height} x {width} pixels is too small for {self.core}")
+        device = features.device
+        rows = torch.arange(out_h, device=device) * window.stride_h + (window.half_h - window.pad_h)
+        columns = torch.arange(out_w, device=device) * window.stride_w + (window.half_w - window.pad_w)
+        features = features.index_select(1, rows.clamp(0, height - 1))
+        return features.index_select(2, columns.clamp(0, width - 1))
+
+    def _scale_by_center(self, out: Tensor, value: Tensor) -> Tensor:
+        if out.shape != value.shape:
+            raise ValueError(
+                f"center_feature_scale needs an output of the input's size, got {tuple(out.shape[1:3])} "
+                f"from {tuple(value.shape[1:3])}; choose stride 1 and a padding that keeps the size"
+            )
+        scale = F.linear(
+            out, self.center_feature_scale_proj_weight.to(out), self.center_feature_scale_proj_bias.to(out)
+        ).sigmoid()
+        scale = scale.repeat_interleave(self.channels // self.core.group, dim=-1)
+        return out * (1 - scale) + value * scale
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,202 @@
+"""The operator in plain PyTorch: any device, any floating dtype, differentiable, and the fallback of every device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolo_dcnv4.ops.window import Window
+
+
+def dcnv4_reference(
+    value: Tensor,
+    offset_mask: Tensor,
+    *,
+    groups: int,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> Tensor:
+    """Compute DCNv4 (arXiv 2401.06197, section 3) with PyTorch operators only.
+
+    Arguments, result and errors are those of `yolo_dcnv4.ops.dcnv4`.
+    """
+    from yolo_dcnv4.ops.checks import check_arguments
+
+    window = Window.make(kernel_size, stride, padding, dilation)
+    check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
+    return reference_forward(
+        value, offset_mask, groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax)
+    )
+
+
+class _Samples(NamedTuple):
+    """Where the points sample and with which weight; each tensor is (N, H_out, W_out, groups, K)."""
+
+    rows: Tensor  # int64, row of the top-left corner
+    columns: Tensor  # int64, column of the top-left corner
+    ly: Tensor  # fractional parts
+    lx: Tensor
+    weights: Tensor
+    inside: Tensor  # bool, false where a point contributes nothing
+
+
+class _Corner(NamedTuple):
+    """One bilinear corner of one sampling point; each tensor is (N, H_out * W_out, groups, 1)."""
+
+    index: Tensor  # pixel row * W + column, 0 where invalid
+    valid: Tensor
+    bilinear: Tensor
+    slope_x: Tensor  # derivative of the bilinear factor with respect to x and y
+    slope_y: Tensor
+
+
+def _opmath(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _samples(
+    offset_mask: Tensor,
+    size: tuple[int, int],
+    groups: int,
+    win: Window,
+    offset_scale: float,
+    remove_center: bool,
+    softmax: bool,
+) -> _Samples:
+    height, width = size
+    n, out_h, out_w = offset_mask.shape[:3]
+    grid = win.grid(remove_center)
+    points = len(grid)
+    like = {"dtype": _opmath(offset_mask.dtype), "device": offset_mask.device}
+
+    records = offset_mask[..., : 3 * groups * points].to(like["dtype"]).reshape(n, out_h, out_w, groups, 3 * points)
+    offsets = records[..., : 2 * points].unflatten(-1, (points, 2))
+    weights = records[..., 2 * points :]
+    if softmax:
+        weights = weights.softmax(-1)
+
+    grid_x = torch.tensor([i * win.dilation_w for i, _ in grid], **like)
+    grid_y = torch.tensor([j * win.dilation_h for _, j in grid], **like)
+    centers_x = torch.arange(out_w, **like) * win.stride_w + (win.half_w - win.pad_w)
+    centers_y = torch.arange(out_h, **like) * win.stride_h + (win.half_h - win.pad_h)
+    base_x = (centers_x - win.half_w * offset_scale).view(1, 1, out_w, 1, 1)
+    base_y = (centers_y - win.half_h * offset_scale).view(1, out_h, 1, 1, 1)
+    x = base_x + (grid_x + offsets[..., 0]) * offset_scale
+    y = base_y + (grid_y + offsets[..., 1]) * offset_scale
+
+    # comparisons with NaN are false, so a NaN coordinate lies outside too
+    inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+    x = torch.where(inside, x, 0)
+    y = torch.where(inside, y, 0)
+    columns, rows = x.detach().floor(), y.detach().floor()
+    return _Samples(
+        rows.long(), columns.long(), y - rows, x - columns, torch.where(inside, weights, 0), inside
+    )
+
+
+def _corners(samples: _Samples, k: int, size: tuple[int, int]) -> Iterator[_Corner]:
+    height, width = size
+    n, groups = samples.rows.shape[0], samples.rows.shape[3]
+    row0, column0, ly, lx = (t[..., k] for t in samples[:4])
+    for row, wy, slope_y in ((row0, 1 - ly, -1.0), (row0 + 1, ly, 1.0)):
+        for column, wx, slope_x in ((column0, 1 - lx, -1.0), (column0 + 1, lx, 1.0)):
+            valid = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            parts = (torch.where(valid, row * width + column, 0), valid, wy * wx, slope_x * wy, slope_y * wx)
+            yield _Corner(*(part.reshape(n, -1, groups, 1) for part in parts))
+
+
+def reference_forward(
+    value: Tensor,
+    offset_mask: Tensor,
+    groups: int,
+    window: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    softmax: bool,
+) -> Tensor:
+    """Run the reference on arguments in the form of the operator schema, unchecked."""
+    n, height, width, channels = value.shape
+    out_h, out_w = offset_mask.shape[1:3]
+    size, win = (height, width), Window.from_list(window)
+    samples = _samples(offset_mask, size, groups, win, offset_scale, remove_center, softmax)
+    pixels = value.to(_opmath(value.dtype)).reshape(n, height * width, groups, channels // groups)
+    out = pixels.new_zeros(n, out_h * out_w, groups, channels // groups)
+    for k in range(win.points(remove_center)):
+        weight = samples.weights[..., k].reshape(n, -1, groups, 1)
+        for corner in _corners(samples, k, size):
+            gathered = pixels.gather(1, corner.index.expand_as(out))
+            out = out + gathered * torch.where(corner.valid, weight * corner.bilinear, 0)
+    return out.reshape(n, out_h, out_w, channels).to(value.dtype)
+
+
+def reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    offset_mask: Tensor,
+    groups: int,
+    window: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    softmax: bool,
+    needs_value: bool,
+    needs_offset_mask: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of the reference; one that is not needed comes back as an empty tensor.
+
+    The samples are computed anew, so that nothing but the inputs has to be kept for the backward pass.
+    """
+    del deterministic  # scatter_add follows torch.use_deterministic_algorithms by itself
+    n, height, width, channels = value.shape
+    out_h, out_w = offset_mask.shape[1:3]
+    size, win = (height, width), Window.from_list(window)
+    points = win.points(remove_center)
+    samples = _samples(offset_mask, size, groups, win, offset_scale, remove_center, softmax)
+    dtype = _opmath(value.dtype)
+    pixels = value.to(dtype).reshape(n, height * width, groups, channels // groups)
+    grad = grad_output.to(dtype).reshape(n, out_h * out_w, groups, channels // groups)
+
+    grad_pixels = torch.zeros_like(pixels)
+    grad_offsets = grad.new_zeros(n, out_h * out_w, groups, points, 2)
+    grad_weights = grad.new_zeros(n, out_h * out_w, groups, points)
+    for k in range(points):
+        weight = samples.weights[..., k].reshape(n, -1, groups, 1)
+        for corner in _corners(samples, k, size):
+            if needs_value:
+                factor = torch.where(corner.valid, weight * corner.bilinear, 0)
+                grad_pixels.scatter_add_(1, corner.index.expand_as(grad), grad * factor)
+            if needs_offset_mask:
+                gathered = pixels.gather(1, corner.index.expand_as(grad))
+                dot = torch.where(corner.valid, (gathered * grad).sum(-1, keepdim=True), 0)
+                grad_weights[..., k] += (dot * corner.bilinear)[..., 0]
+                grad_offsets[..., k, 0] += (dot * weight * corner.slope_x)[..., 0]
+                grad_offsets[..., k, 1] += (dot * weight * corner.slope_y)[..., 0]
+
+    grad_value, grad_offset_mask = value.new_empty(0), value.new_empty(0)
+    if needs_value:
+        grad_value = grad_pixels.reshape(value.shape).to(value.dtype)
+    if needs_offset_mask:
+        inside = samples.inside.reshape(n, -1, groups, points)
+        grad_offsets = torch.where(inside[..., None], grad_offsets * offset_scale, 0)
+        grad_weights = torch.where(inside, grad_weights, 0)
+        if softmax:
+            weights = _softmax_weights(offset_mask, groups, points)
+            grad_weights = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
+        records = torch.cat((grad_offsets.flatten(-2), grad_weights), -1).reshape(n, out_h, out_w, -1)
+        grad_offset_mask = offset_mask.new_zeros(offset_mask.shape)
+        grad_offset_mask[..., : records.shape[-1]] = records
+    return grad_value, grad_offset_mask
+
+
+def _softmax_weights(offset_mask: Tensor, groups: int, points: int) -> Tensor:
+    n = offset_mask.shape[0]
+    records = offset_mask[..., : 3 * groups * points].reshape(n, -1, groups, 3 * points)
+    return records[..., 2 * points :].to(_opmath(offset_mask.dtype)).softmax(-1)
