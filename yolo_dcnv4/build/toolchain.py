@@ -171,7 +171,7 @@ def require_nvcc(torch: InstalledTorch, driver: Driver | None, log: Path) -> tup
         raise BuildError(f"{nothing}; PyPI has none for torch {torch.version}: install a CUDA toolkit, set CUDA_HOME")
     if driver and int(version.split(".")[0]) > driver.cuda[0]:
         raise BuildError(
-            f"{nothing}; torch {torch.version} wants CUDA {torch.cuda}, the driver serves {driver.cuda[0]}"
+            f"{nothing}; torch {torch.version} wants {torch.cuda}, the driver serves {driver.cuda[0]}"
         )
     print("no nvcc here: fetching the one that this torch names from PyPI (about 300 MB) ...", file=sys.stderr)
     _pip_install(f"cuda-toolkit[{TOOLKIT_PARTS}]=={version}", log)
