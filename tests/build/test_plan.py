@@ -105,8 +105,8 @@ def test_fingerprint_leaves_cuda_to_the_coverage_test(plan: Plan, cuda_plan: Pla
     ("output", "expected"),
     [
         (
-            "[1/2] g++ a.cpp\nFAILED: [code=1] a.o \ng++ -Werror a.cpp\nIn file included from x:\na.cpp:3:5: error: 'x' was not"
-            " declared\na.cpp:4:1: error: second\nninja: build stopped: subcommand failed.\n",
+            "[1/2] g++ a.cpp\nFAILED: [code=1] a.o \ng++ -Werror a.cpp\nIn file included from x:\n"
+            "a.cpp:3:5: error: 'x' was not declared\na.cpp:4:1: error: second\nninja: build stopped\n",
             "a.cpp:3:5: error: 'x' was not declared",
         ),
         (
@@ -114,7 +114,8 @@ def test_fingerprint_leaves_cuda_to_the_coverage_test(plan: Plan, cuda_plan: Pla
             "nvcc fatal   : Unsupported gpu architecture 'compute_50'",
         ),
         (
-            "FAILED: l.so \ng++ a.o\n/usr/bin/ld: cannot find -lcudart_static: No such file or directory\ncollect2: error\n",
+            "FAILED: l.so \ng++ a.o\n/usr/bin/ld: cannot find -lcudart_static: No such file or directory\n"
+            "collect2: error\n",
             "/usr/bin/ld: cannot find -lcudart_static: No such file or directory",
         ),
         ("FAILED: a.o \nfalse\nsomething odd\n", "something odd"),
