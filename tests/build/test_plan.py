@@ -97,6 +97,14 @@ def test_fingerprint_follows_what_decides_the_result(plan: Plan, sources: Path):
     assert plan.fingerprint() != before
 
 
+def test_fingerprint_does_not_depend_on_places(plan: Plan, tmp_path: Path):
+    moved = plan.sources.rename(tmp_path / "elsewhere")
+    same = replace(plan, sources=moved, torch=replace(plan.torch, folder=Path("/other/torch")))
+    before = same.fingerprint()
+    moved.rename(plan.sources)
+    assert plan.fingerprint() == before
+
+
 def test_fingerprint_leaves_cuda_to_the_coverage_test(plan: Plan, cuda_plan: Plan):
     assert cuda_plan.fingerprint() == plan.fingerprint()
 
