@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from ultralytics.nn.modules.block import C2f, C3k, C3k2, Bottleneck
+from ultralytics.nn.modules.block import Bottleneck, C2f, C3k, C3k2
 
 from yolo_dcnv4.modules.conv import DCNv4Conv
 
@@ -39,9 +39,7 @@ class C2f_DCNv4(C2f):
 class C3k_DCNv4(C3k):
     """ultralytics' C3k with `Bottleneck_DCNv4` inside; takes the arguments of C3k."""
 
-    def __init__(
-        self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: int = 3
-    ):
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: int = 3):
         super().__init__(c1, c2, n, shortcut, g, e, k)
         hidden = int(c2 * e)
         self.m = nn.Sequential(*(Bottleneck_DCNv4(hidden, hidden, shortcut, g, k=(k, k), e=1.0) for _ in range(n)))

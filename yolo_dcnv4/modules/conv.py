@@ -36,9 +36,7 @@ class DCNv4Conv(nn.Module):
         act: bool | nn.Module = True,
     ):
         super().__init__()
-        self.dcn = DCNv4(
-            c1, k, s, autopad(k, p, d), d, group=g, output_bias=False, out_channels=c2, init="average"
-        )
+        self.dcn = DCNv4(c1, k, s, autopad(k, p, d), d, group=g, output_bias=False, out_channels=c2, init="average")
         self.bn = nn.BatchNorm2d(c2)
         self.act = Conv.default_act if act is True else act if isinstance(act, nn.Module) else nn.Identity()
 

@@ -76,7 +76,7 @@ def _has_kernel(key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::dcnv4", key)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cuda_obstacle(index: int) -> str:
     """Return why the compiled kernels cannot run on a CUDA device, or an empty string.
 

@@ -97,9 +97,7 @@ def _samples(
     x = torch.where(inside, x, 0)
     y = torch.where(inside, y, 0)
     columns, rows = x.detach().floor(), y.detach().floor()
-    return _Samples(
-        rows.long(), columns.long(), y - rows, x - columns, torch.where(inside, weights, 0), inside
-    )
+    return _Samples(rows.long(), columns.long(), y - rows, x - columns, torch.where(inside, weights, 0), inside)
 
 
 def _corners(samples: _Samples, k: int, size: tuple[int, int]) -> Iterator[_Corner]:

@@ -1,0 +1,74 @@
+#include <atomic>
+
+#include "../host.h"
+#include "dcnv4_kernel.h"
+
+namespace yolo_dcnv4 {
+
+namespace {
+
+const CpuKernels& best_kernels() {
+#if defined(DCNV4_X86_KERNELS)
+  static const CpuKernels& best = [&]() -> const CpuKernels& {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+      return avx512::kernels;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+      return avx2::kernels;
+    }
+    return baseline::kernels;
+  }();
+  return best;
+#else
+  return baseline::kernels;
+#endif
+}
+
+Tensor forward(
+    const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
+    bool remove_center, bool softmax) {
+  const Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  Tensor out = empty_output(value, p);
+  const ForwardArgs args{p, value.data_ptr(), offset_mask.data_ptr(), out.data_ptr()};
+  const CpuKernels& kernels = best_kernels();
+  torch::stable::parallel_for(
+      0, p.batch * p.out_height, 1, [&](int64_t begin, int64_t end) { kernels.forward(args, begin, end); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
+    std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
+    bool needs_offset_mask, bool /*deterministic: always is*/) {
+  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad_output);
+  Tensor grad_value = needs_value ? empty_like_dense(value) : torch::stable::new_empty(value, {0});
+  Tensor grad_offset_mask = needs_offset_mask ? zeros_like_dense(offset_mask) : torch::stable::new_empty(value, {0});
+  const BackwardArgs args{
+      p,
+      grad_output.data_ptr(),
+      value.data_ptr(),
+      offset_mask.data_ptr(),
+      needs_value ? grad_value.data_ptr() : nullptr,
+      needs_offset_mask ? grad_offset_mask.data_ptr() : nullptr};
+  const CpuKernels& kernels = best_kernels();
+  std::atomic<bool> done{true};
+  torch::stable::parallel_for(0, p.batch * p.groups, 1, [&](int64_t begin, int64_t end) {
+    if (!kernels.backward(args, begin, end)) done = false;
+  });
+  STD_TORCH_CHECK(
+      done.load(), "out of memory: no room for ", p.pixels() * p.group_width, " working values a thread");
+  return {grad_value, grad_offset_mask};
+}
+
+}  // namespace
+
+}  // namespace yolo_dcnv4
+
+STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CPU, m) {
+  m.impl("dcnv4", TORCH_BOX(&yolo_dcnv4::forward));
+  m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
+}

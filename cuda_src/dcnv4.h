@@ -1,0 +1,40 @@
+// what the host functions hand to the kernels: plain data, no torch headers
+#pragma once
+
+#include <cstdint>
+
+namespace yolo_dcnv4 {
+
+enum class DType { float64, float32, float16, bfloat16 };
+
+struct Window {
+  int kernel_h, kernel_w;
+  int stride_h, stride_w;
+  int pad_h, pad_w;
+  int dilation_h, dilation_w;
+};
+
+// strides in elements; the last dimension is dense
+struct Strides {
+  int64_t n, h, w;
+};
+
+struct Problem {
+  DType dtype;
+  int64_t batch;
+  int height, width;
+  int out_height, out_width;
+  int groups, group_width;  // G and D: C = G * D
+  int points;               // K, without the centre where it is removed
+  int64_t row;              // R, entries of offset_mask a pixel
+  Window window;
+  double offset_scale;
+  bool remove_center, softmax;
+  Strides value, offset_mask, grad_output;
+
+  int64_t channels() const { return static_cast<int64_t>(groups) * group_width; }
+  int64_t out_pixels() const { return static_cast<int64_t>(out_height) * out_width; }
+  int64_t pixels() const { return static_cast<int64_t>(height) * width; }
+};
+
+}  // namespace yolo_dcnv4

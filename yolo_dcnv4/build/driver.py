@@ -1,0 +1,51 @@
+"""What the CUDA driver of this machine says, asked without loading torch."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+COMPUTE_CAPABILITY_MAJOR = 75
+COMPUTE_CAPABILITY_MINOR = 76
+
+
+@dataclass(frozen=True)
+class Driver:
+    """An installed CUDA driver.
+
+    Attributes:
+        cuda: The newest CUDA version that it serves, (major, minor).
+        capabilities: Compute capability of each visible GPU, without repetition, ascending.
+    """
+
+    cuda: tuple[int, int]
+    capabilities: tuple[tuple[int, int], ...]
+
+
+def installed_driver() -> Driver | None:
+    """Ask the CUDA driver for its version and GPUs; `None` where there is no driver.
+
+    Only the driver's own library is asked: it is there in containers without nvidia-smi, it honours
+    CUDA_VISIBLE_DEVICES, and no CUDA context is created.
+    """
+    try:
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    served = (version.value // 1000, version.value % 1000 // 10)
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return Driver(served, ())
+    return Driver(served, tuple(sorted({_capability(cuda, index) for index in range(count.value)})))
+
+
+def _capability(cuda: ctypes.CDLL, index: int) -> tuple[int, int]:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device)
+    return major.value, minor.value
