@@ -1,0 +1,117 @@
+"""The same integration written into a source checkout of ultralytics, for people who maintain a fork."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from yolo_dcnv4.registry.errors import RegistrationError
+from yolo_dcnv4.registry.pack import HOMES, PACK
+from yolo_dcnv4.registry.rewrite import rewrite, undo
+
+TASKS_FILE = Path("ultralytics") / "nn" / "tasks.py"
+
+
+def _import_block(text: str) -> str:
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = ["", "", "# blocks of yolo_dcnv4; at the end, since they import modules that must be complete by then"]
+    for home in sorted(set(HOMES.values())):
+        names = ", ".join(sorted(name for name in HOMES if HOMES[name] == home))
+        lines.append(f"from yolo_dcnv4.modules.{home} import {names}  # noqa: E402")
+    return newline.join([*lines, ""])
+
+
+def patched(text: str, *, version: str = "unknown") -> str:
+    """Return the text of a `tasks.py` with this package's blocks in `parse_model`'s lists and imported.
+
+    Args:
+        text: Text of `ultralytics/nn/tasks.py`, patched already or not.
+        version: Its release, for messages.
+
+    Raises:
+        RegistrationError: `parse_model` has changed beyond recognition.
+    """
+    text = rewrite(text, PACK, version=version)
+    block = _import_block(text)
+    return text if block in text else text + block
+
+
+def reverted(text: str, *, version: str = "unknown") -> str:
+    """Return the text of a patched `tasks.py` as it was before; an unpatched one comes back as it is.
+
+    Args:
+        text: Text of `ultralytics/nn/tasks.py`.
+        version: Its release, for messages.
+
+    Raises:
+        RegistrationError: The file was edited after it was patched, so that the change cannot be told from the edits.
+    """
+    before = undo(text.replace(_import_block(text), ""), PACK, version=version)
+    if before != text and patched(before, version=version) != text:
+        raise RegistrationError(
+            "tasks.py was edited where it had been patched; take the change back with your version control"
+        )
+    return before
+
+
+def patch_checkout(folder: str | Path, *, revert: bool = False, write: bool = True) -> str:
+    """Patch or revert `DIR/ultralytics/nn/tasks.py` and return the change as a unified diff, empty for none.
+
+    Args:
+        folder: DIR, the root of a source checkout of ultralytics.
+        revert: Take the change back.
+        write: Write the file; else only compute the diff.
+
+    Raises:
+        FileNotFoundError: There is no such file in `folder`.
+        RegistrationError: The file cannot be patched or reverted; it stays as it is.
+    """
+    file = Path(folder) / TASKS_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: DIR must be the root of a source checkout of ultralytics")
+    # bytes: reading text would turn line ends into \n
+    before = file.read_bytes().decode()
+    after = (reverted if revert else patched)(before, version=_version(file))
+    if write and after != before:
+        file.write_bytes(after.encode())
+    name = TASKS_FILE.as_posix()
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{name}", f"b/{name}"
+    )
+    return "".join(lines)
+
+
+def _version(tasks: Path) -> str:
+    package = tasks.parents[1] / "__init__.py"
+    text = package.read_text(encoding="utf-8") if package.is_file() else ""
+    match = re.search(r"""^__version__ = ["'](.+?)["']""", text, re.MULTILINE)
+    return match.group(1) if match else "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 1 for `--check` on a file that would change, 2 for an error."""
+    parser = argparse.ArgumentParser(
+        description="Write yolo_dcnv4's blocks into parse_model of a source checkout of ultralytics."
+    )
+    parser.add_argument("folder", metavar="DIR", help=f"root of the checkout; {TASKS_FILE.as_posix()} is changed")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something would change")
+    parser.add_argument("--diff", action="store_true", help="write nothing; print the change")
+    parser.add_argument("--revert", action="store_true", help="take the change back")
+    arguments = parser.parse_args(argv)
+    try:
+        diff = patch_checkout(arguments.folder, revert=arguments.revert, write=not (arguments.check or arguments.diff))
+    except (OSError, UnicodeDecodeError, RegistrationError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    file = Path(arguments.folder) / TASKS_FILE
+    if arguments.diff:
+        print(diff, end="")
+    elif arguments.check:
+        print(f"{file}: {'would change' if diff else 'nothing to do'}")
+    else:
+        print(f"{file}: {('reverted' if arguments.revert else 'patched') if diff else 'nothing to do'}")
+    return int(arguments.check and bool(diff))

@@ -1,0 +1,282 @@
+"""The run-time hook: register modules with the ultralytics that is loaded in this process."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from yolo_dcnv4.registry import fusing, safe_load, stride_probe, yaml_names
+from yolo_dcnv4.registry.errors import RegistrationError
+from yolo_dcnv4.registry.pack import PACK
+from yolo_dcnv4.registry.rewrite import known_modules, rewrite
+
+TASKS = "ultralytics.nn.tasks"
+
+M = TypeVar("M", bound=type[nn.Module])
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A class and the name of the module it is like; `like=None` takes its YAML arguments as they are."""
+
+    cls: type[nn.Module]
+    like: str | None
+
+
+class _Hook:
+    """What has been changed in one loaded `ultralytics.nn.tasks`, and how to undo it."""
+
+    def __init__(self, tasks: ModuleType):
+        self.tasks = tasks
+        self.version = _version()
+        self.function = _parse_model_of(tasks, self.version)
+        self.namespaces = [self.function.__globals__]
+        if vars(tasks) is not self.function.__globals__:
+            self.namespaces.append(vars(tasks))
+        self.original: CodeType = self.function.__code__
+        self.code: CodeType = self.original
+        self.source, self.first_line = _source_of(self.function, self.version)
+        if not _same_code(self.compile(self.source), self.original):
+            raise RegistrationError(
+                f"the source of parse_model in {self.original.co_filename} (ultralytics {self.version}) is not what "
+                "is loaded: the file has changed since it was imported, or other code has replaced the function's "
+                "code. Nothing was changed. Restart the process, or register before the other code does."
+            )
+        self.registrations: dict[str, Registration] = {}
+        self.replaced: list[tuple[Any, str, Any, Any]] = []
+
+    def compile(self, source: str) -> CodeType:
+        """Compile `parse_model` under its own file name and line numbers, so that tracebacks show the right lines."""
+        tree = ast.increment_lineno(ast.parse(source), self.first_line - 1)
+        code = compile(tree, self.original.co_filename, "exec", flags=_future_flags(self.original), dont_inherit=True)
+        return next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == self.function.__name__)
+
+    def is_current(self) -> bool:
+        """Return whether the change still stands, and stands in what other code now sees as parse_model."""
+        return (
+            inspect.unwrap(getattr(self.tasks, "parse_model", None)) is self.function
+            and self.function.__code__ is self.code
+        )
+
+    def set(self, registrations: dict[str, Registration]) -> None:
+        """Make `registrations` the ones that hold; raises before anything is changed."""
+        likes = {name: entry.like for name, entry in registrations.items() if entry.like is not None}
+        text = rewrite(self.source, likes, version=self.version)
+        code = self.original if text == self.source else self.compile(text)
+        self.function.__code__ = self.code = code
+        for name, entry in registrations.items():
+            for namespace in self.namespaces:
+                namespace[name] = entry.cls
+        self.registrations = registrations
+
+    def wrap(self) -> None:
+        """Wrap the functions of ultralytics around parse_model."""
+        base = self.tasks.BaseModel
+        self.replace(self.tasks, "check_yaml", yaml_names.with_shipped_yamls(self.tasks.check_yaml))
+        self.replace(base, "fuse", fusing.with_fuse_protocol(base.fuse))
+        for cls in list(vars(self.tasks).values()):
+            if inspect.isclass(cls) and issubclass(cls, base) and "__init__" in vars(cls):
+                self.replace(cls, "__init__", stride_probe.with_cuda_probe(cls.__init__))
+
+    def replace(self, owner: Any, name: str, ours: Any) -> None:
+        self.replaced.append((owner, name, getattr(owner, name), ours))
+        setattr(owner, name, ours)
+
+    def undo(self) -> None:
+        """Put everything back that is still as this hook left it."""
+        if self.function.__code__ is self.code:
+            self.function.__code__ = self.original
+        for owner, name, original, ours in reversed(self.replaced):
+            if vars(owner).get(name) is ours:
+                setattr(owner, name, original)
+        for name, entry in self.registrations.items():
+            if name in self.original.co_names:  # a patched checkout imports the class itself
+                continue
+            for namespace in self.namespaces:
+                if namespace.get(name) is entry.cls:
+                    del namespace[name]
+
+
+_lock = threading.RLock()
+_hook: _Hook | None = None
+
+
+def register() -> None:
+    """Register this package's blocks with ultralytics; does nothing where that is done already.
+
+    Raises:
+        RegistrationError: ultralytics' `parse_model` has changed beyond recognition, has no source, or knows another
+            class by the name of one of the blocks. Nothing is changed then.
+    """
+    with _lock:
+        blocks = importlib.import_module("yolo_dcnv4.modules")
+        _add([(getattr(blocks, name), like) for name, like in PACK.items()])
+        safe_load.allow(safe_load.classes_of("yolo_dcnv4.modules"))
+        safe_load.allow(safe_load.classes_of("yolo_dcnv4.ops.window"))
+
+
+def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpers: Sequence[type] = ()) -> M:
+    """Make a module usable in model YAMLs by its class name, with the treatment that another module gets.
+
+    Args:
+        cls: Your class, a subclass of `torch.nn.Module`.
+        like: The module of ultralytics (name or class), or one registered before, whose treatment in `parse_model`
+            yours gets: input and output channels put first and scaled, the repeat count passed on, and so on. `None`
+            for no treatment: the YAML's arguments are passed as they are, and channels stay.
+        helpers: Further classes that instances of `cls` hold, to be allowed in checkpoints loaded with
+            ULTRALYTICS_SAFE_LOAD=1.
+
+    Returns:
+        `cls`, so that this serves as a decorator.
+
+    Raises:
+        TypeError: `cls` is no subclass of `torch.nn.Module`, or `like` or `helpers` are of a wrong type.
+        RegistrationError: ultralytics knows another class by that name, does not know `like`, or has changed beyond
+            recognition. Nothing is changed then.
+    """
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise TypeError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")
+    if like is not None and not isinstance(like, str) and not (inspect.isclass(like) and issubclass(like, nn.Module)):
+        raise TypeError(f"like must be the name of a module, a subclass of torch.nn.Module or None, got {like!r}")
+    for helper in helpers:
+        if not inspect.isclass(helper):
+            raise TypeError(f"helpers must be classes, got {helper!r}")
+    with _lock:
+        _add([(cls, like)])
+        safe_load.allow([cls, *helpers])
+    return cls
+
+
+def registered() -> dict[str, Registration]:
+    """Return what is registered in this process: name in a YAML -> class and the module it is like."""
+    return dict(_hook.registrations) if _hook is not None and _hook.is_current() else {}
+
+
+def unregister() -> None:
+    """Take everything back: parse_model, names, wrapped functions, allowed classes. Registered anew by `register()`."""
+    global _hook
+    with _lock:
+        if _hook is not None:
+            _hook.undo()
+            safe_load.withdraw()
+            _hook = None
+
+
+def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) -> None:
+    global _hook
+    tasks = importlib.import_module(TASKS)
+    # importing ultralytics may have run the post-import hook, and with it this function
+    hook = _hook
+    fresh = hook is None or hook.tasks is not tasks or not hook.is_current()
+    kept = {} if hook is None else hook.registrations
+    if fresh:
+        hook = _Hook(tasks)
+    registrations = dict(kept)
+    for cls, like in new:
+        _check_name(cls, hook, kept)
+        registrations[cls.__name__] = Registration(cls, _name_of(like, hook))
+    if not fresh and registrations == kept:
+        return
+    hook.set(registrations)
+    if fresh:
+        hook.wrap()
+        _hook = hook
+
+
+def _check_name(cls: type[nn.Module], hook: _Hook, kept: dict[str, Registration]) -> None:
+    name = cls.__name__
+    if not name.isidentifier() or name in hook.original.co_varnames or hasattr(builtins, name):
+        raise RegistrationError(
+            f"a module cannot be called {name!r} in a YAML: parse_model or Python uses the name. Rename the class."
+        )
+    for namespace in hook.namespaces:
+        known = namespace.get(name)
+        if known is None or known is cls:
+            continue
+        # a notebook cell that is run again defines its class anew
+        if name in kept and known is kept[name].cls and _place(known) == _place(cls):
+            continue
+        raise RegistrationError(
+            f"the name {name} is taken: ultralytics {hook.version} knows {_place(known)} by it, and {_place(cls)} "
+            "cannot stand beside it. Rename the class."
+        )
+
+
+def _name_of(like: str | type[nn.Module] | None, hook: _Hook) -> str | None:
+    if like is None or isinstance(like, str):
+        return like
+    known = hook.function.__globals__.get(like.__name__)
+    if known is not None and known is not like:
+        raise RegistrationError(
+            f"like={_place(like)} is not the {like.__name__} that ultralytics {hook.version} knows, {_place(known)}"
+        )
+    if known is None and not any(name.endswith(f".{like.__name__}") for name in known_modules(hook.source)):
+        raise RegistrationError(
+            f"like={_place(like)} is unknown to parse_model of ultralytics {hook.version}. "
+            f"Known there: {', '.join(known_modules(hook.source))}"
+        )
+    return like.__name__
+
+
+def _place(thing: Any) -> str:
+    if not inspect.isclass(thing):
+        return f"the {type(thing).__name__} {thing!r}"
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _version() -> str:
+    return str(getattr(importlib.import_module("ultralytics"), "__version__", "unknown"))
+
+
+def _parse_model_of(tasks: ModuleType, version: str) -> FunctionType:
+    if not hasattr(tasks, "parse_model"):
+        unfinished = getattr(tasks.__spec__, "_initializing", False)
+        reason = "is still being imported" if unfinished else f"of ultralytics {version} has no function parse_model"
+        raise RegistrationError(f"{TASKS} {reason}; nothing was registered")
+    function = inspect.unwrap(tasks.parse_model)
+    if not isinstance(function, FunctionType):
+        raise RegistrationError(
+            f"parse_model of ultralytics {version} is a {type(function).__name__}, not a Python function whose code "
+            "can be replaced. Nothing was changed. Install ultralytics from PyPI."
+        )
+    return function
+
+
+def _source_of(function: FunctionType, version: str) -> tuple[str, int]:
+    try:
+        lines, first_line = inspect.getsourcelines(function)
+    except (OSError, TypeError) as error:
+        raise RegistrationError(
+            f"registration reads the source of parse_model, and {function.__code__.co_filename} (ultralytics "
+            f"{version}) is not there: {error}. Nothing was changed. Install ultralytics with its .py files: "
+            "pip install --force-reinstall --no-deps ultralytics"
+        ) from error
+    return "".join(lines), first_line
+
+
+def _future_flags(code: CodeType) -> int:
+    import __future__
+
+    known = 0
+    for name in __future__.all_feature_names:
+        known |= getattr(__future__, name).compiler_flag
+    return code.co_flags & known
+
+
+def _same_code(one: CodeType, other: CodeType) -> bool:
+    # not co_code: the compiler calls methods of names otherwise where it sees them imported in the same file
+    return _outline(one) == _outline(other)
+
+
+def _outline(code: CodeType) -> tuple[Any, ...]:
+    constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return code.co_argcount, code.co_varnames, code.co_names, constants
