@@ -23,7 +23,6 @@ INSTRUCTION_SETS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
 }
-X86_64 = ("x86_64", "AMD64")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Plan:
         """Macro definitions for every source."""
         # torch's headers declare the current CUDA stream only under USE_CUDA
         with_cuda = ["-DYOLO_DCNV4_WITH_CUDA=1", "-DUSE_CUDA"] if self.nvcc else []
-        return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *with_cuda]
+        with_kernels = ["-DDCNV4_X86_KERNELS"] if self.on_x86 else []
+        return [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *with_kernels, *with_cuda]
 
     @property
     def include_flags(self) -> list[str]:
@@ -108,22 +108,24 @@ class Plan:
         """Every object, in link order."""
         host = [self.sources / "dcnv4.cpp", *sorted((self.sources / "cpu").glob("*.cpp"))]
         kernels = [source for source in host if source.stem.endswith("_kernel")]
-        listed = [Compilation(source, self._object(source), "cxx") for source in host if source not in kernels]
-        for name, flags in self._instruction_sets():
-            for source in kernels:
-                flags_here = (f"-DDCNV4_ISA={name}", *flags)
-                listed.append(Compilation(source, self._object(source, f".{name}"), "cxx", flags_here))
+        listed = [self._compile(source) for source in host if source not in kernels]
+        for name, flags in INSTRUCTION_SETS.items():
+            if name == "baseline" or self.on_x86:
+                listed += [self._compile(source, (f"-DDCNV4_ISA={name}", *flags), f".{name}") for source in kernels]
         if self.nvcc:
-            for source in sorted((self.sources / "cuda").glob("*.cu")):
-                listed.append(Compilation(source, self._object(source), "nvcc"))
+            headers = tuple(flag for folder in self.nvcc.include_folders for flag in ("-isystem", str(folder)))
+            listed += [self._compile(source, headers) for source in sorted((self.sources / "cuda").glob("*.cpp"))]
+            listed += [self._compile(source) for source in sorted((self.sources / "cuda").glob("*.cu"))]
         return listed
 
-    def _object(self, source: Path, suffix: str = "") -> str:
-        return source.relative_to(self.sources).with_suffix(f"{suffix}.o").as_posix()
+    @property
+    def on_x86(self) -> bool:
+        """Whether there are kernels for more instruction sets than the baseline."""
+        return platform.machine() in ("x86_64", "AMD64")
 
-    def _instruction_sets(self) -> list[tuple[str, tuple[str, ...]]]:
-        on_x86 = platform.machine() in X86_64
-        return [(name, flags) for name, flags in INSTRUCTION_SETS.items() if on_x86 or name == "baseline"]
+    def _compile(self, source: Path, extra_flags: tuple[str, ...] = (), variant: str = "") -> Compilation:
+        name = f"{source.relative_to(self.sources).as_posix()}{variant}.o"
+        return Compilation(source, name, "nvcc" if source.suffix == ".cu" else "cxx", extra_flags)
 
     def fingerprint(self) -> str:
         """Return a hash of all that the CPU part and the sources of the CUDA part depend on.

@@ -37,12 +37,14 @@ class Nvcc:
         path: The executable.
         release: Toolkit version, (major, minor).
         supported: Compute capabilities that it compiles for.
-        library_folders: Folders of its toolkit that hold the static CUDA runtime; empty where the linker knows it.
+        include_folders: The folder of its toolkit that holds cuda_runtime.h; empty where the compiler knows it.
+        library_folders: The folder that holds the static CUDA runtime; empty where the linker knows it.
     """
 
     path: Path
     release: tuple[int, int]
     supported: tuple[tuple[int, int], ...]
+    include_folders: tuple[Path, ...]
     library_folders: tuple[Path, ...]
 
     @property
@@ -132,18 +134,22 @@ def _probe_nvcc(path: Path) -> Nvcc:
         raise BuildError(f"{path} does not run")
     numbers = re.findall(r"compute_(\d+)$", listed, re.MULTILINE)
     supported = tuple((int(number[:-1]), int(number[-1])) for number in numbers)
-    return Nvcc(path, (int(release[1]), int(release[2])), supported, _cudart_folders(path))
+    return Nvcc(path, (int(release[1]), int(release[2])), supported, *_toolkit_folders(path))
 
 
-def _cudart_folders(nvcc: Path) -> tuple[Path, ...]:
+def _toolkit_folders(nvcc: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     # nvcc on PATH may be a wrapper script: only nvcc itself knows where its toolkit lies
     plan = subprocess.run(
         [str(nvcc), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
     ).stderr
     top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
     root = Path(top[1].strip()).resolve() if top else nvcc.resolve().parent.parent
-    folders = (root / "lib64", root / "lib", *sorted(root.glob("targets/*/lib")))
-    return tuple(folder for folder in folders if (folder / "libcudart_static.a").is_file())[:1]
+    include = (root / "include", *sorted(root.glob("targets/*/include")))
+    library = (root / "lib64", root / "lib", *sorted(root.glob("targets/*/lib")))
+    return (
+        tuple(folder for folder in include if (folder / "cuda_runtime.h").is_file())[:1],
+        tuple(folder for folder in library if (folder / "libcudart_static.a").is_file())[:1],
+    )
 
 
 def require_nvcc(torch: InstalledTorch, driver: Driver | None, log: Path) -> tuple[Nvcc, list[str]]:
@@ -170,9 +176,7 @@ def require_nvcc(torch: InstalledTorch, driver: Driver | None, log: Path) -> tup
     if version is None:
         raise BuildError(f"{nothing}; PyPI has none for torch {torch.version}: install a CUDA toolkit, set CUDA_HOME")
     if driver and int(version.split(".")[0]) > driver.cuda[0]:
-        raise BuildError(
-            f"{nothing}; torch {torch.version} wants {torch.cuda}, the driver serves {driver.cuda[0]}"
-        )
+        raise BuildError(f"{nothing}; torch {torch.version} wants {torch.cuda}, the driver serves {driver.cuda[0]}")
     print("no nvcc here: fetching the one that this torch names from PyPI (about 300 MB) ...", file=sys.stderr)
     _pip_install(f"cuda-toolkit[{TOOLKIT_PARTS}]=={version}", log)
     nvcc, passed_over = find_nvcc(driver)
