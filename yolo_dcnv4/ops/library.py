@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from yolo_dcnv4.locate import PACKAGE
+from yolo_dcnv4.build.folders import library_path
 from yolo_dcnv4.ops import reference
 
 NAMESPACE = "yolo_dcnv4"
@@ -26,7 +24,6 @@ SCHEMAS = {
     ),
 }
 FALLBACKS = {"dcnv4": reference.reference_forward, "dcnv4_backward": reference.reference_backward}
-SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 
 class Backend(NamedTuple):
@@ -34,12 +31,6 @@ class Backend(NamedTuple):
 
     name: str
     reason: str
-
-
-def library_path() -> Path:
-    """Return where the compiled library lies or would lie; `YOLO_DCNV4_LIBRARY` overrides the place."""
-    override = os.environ.get("YOLO_DCNV4_LIBRARY")
-    return Path(override) if override else PACKAGE / "lib" / f"yolo_dcnv4_ops{SUFFIX}"
 
 
 def _is_defined() -> bool:

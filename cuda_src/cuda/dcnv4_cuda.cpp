@@ -1,0 +1,116 @@
+#include <torch/csrc/stable/accelerator.h>
+
+#include <limits>
+
+#include "../host.h"
+#include "launch.h"
+
+// weak: a CPU-only torch lacks the symbol, and the library must load there too
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace yolo_dcnv4 {
+
+namespace {
+
+void check_cuda(cudaError_t status, const char* what) {
+  STD_TORCH_CHECK(status == cudaSuccess, what, " failed: ", cudaGetErrorString(status));
+}
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+int64_t extent(const Strides& strides, int64_t rows, int64_t columns, int64_t last) {
+  return (rows - 1) * strides.h + (columns - 1) * strides.w + last;
+}
+
+// kernels count inside one image in 32 bits
+void check_extents(const Problem& p) {
+  const int64_t limit = std::numeric_limits<int32_t>::max();
+  const int64_t image = extent(p.value, p.height, p.width, p.channels());
+  STD_TORCH_CHECK(image <= limit, "an image of value spans ", image, " elements; the CUDA kernels take up to ", limit);
+  STD_TORCH_CHECK(
+      p.pixels() * p.channels() <= limit && p.out_pixels() * p.channels() <= limit, "an image of ", p.height, " x ",
+      p.width, " x ", p.channels(), " elements with an output of ", p.out_height, " x ", p.out_width,
+      " pixels is too large; the CUDA kernels take up to ", limit, " elements an image");
+}
+
+Tensor forward(
+    const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
+    bool remove_center, bool softmax) {
+  const Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  check_extents(p);
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device());
+  Tensor out = empty_output(value, p);
+  if (p.batch > 0) {
+    const ForwardArgs args{p, value.data_ptr(), offset_mask.data_ptr(), out.data_ptr()};
+    check_cuda(launch_forward(args, current_stream(value)), "the DCNv4 forward kernel");
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
+    std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
+    bool needs_offset_mask, bool deterministic) {
+  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad_output);
+  check_extents(p);
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device());
+  const Tensor none = torch::stable::new_empty(value, {0});
+  Tensor grad_value = none, grad_offset_mask = none, sums = none, bounds = none;
+
+  using torch::headeronly::ScalarType;
+  const bool accumulates_in_place = (p.dtype == DType::float32 || p.dtype == DType::float64) && !deterministic;
+  if (needs_value) {
+    grad_value = accumulates_in_place ? zeros_like_dense(value) : empty_like_dense(value);
+    if (!accumulates_in_place) {
+      sums = torch::stable::new_zeros(value, value.sizes(), deterministic ? ScalarType::Long : ScalarType::Float);
+    }
+    if (deterministic) bounds = torch::stable::new_zeros(value, {2}, ScalarType::Long);
+  }
+  if (needs_offset_mask) {
+    const bool padded = p.row != 3 * static_cast<int64_t>(p.groups) * p.points;
+    grad_offset_mask = padded ? zeros_like_dense(offset_mask) : empty_like_dense(offset_mask);
+  }
+  if (p.batch > 0) {
+    const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
+    const BackwardArgs args{
+        p,
+        grad_output.data_ptr(),
+        value.data_ptr(),
+        offset_mask.data_ptr(),
+        pointer(grad_value),
+        pointer(grad_offset_mask),
+        pointer(sums),
+        pointer(bounds),
+        deterministic};
+    check_cuda(launch_backward(args, current_stream(value)), "a DCNv4 backward kernel");
+  }
+  return {grad_value, grad_offset_mask};
+}
+
+std::string obstacle(int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
+  const cudaError_t status = probe_device();
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // or the next launch would report it
+  return std::string("the compiled library does not run on CUDA device ") + std::to_string(device) + ": " +
+         cudaGetErrorString(status);
+}
+
+}  // namespace
+
+}  // namespace yolo_dcnv4
+
+STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CUDA, m) {
+  m.impl("dcnv4", TORCH_BOX(&yolo_dcnv4::forward));
+  m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CompositeExplicitAutograd, m) {
+  m.impl("cuda_obstacle", TORCH_BOX(&yolo_dcnv4::obstacle));
+}

@@ -1,0 +1,319 @@
+#include <math.h>
+
+#include "launch.h"
+#include "sampling.cuh"
+
+namespace yolo_dcnv4 {
+
+namespace {
+
+constexpr int kThreads = 128;
+// the grid's second dimension
+constexpr int64_t kMostImages = 65535;
+
+template <typename T>
+using A = typename Opmath<T>::type;
+
+// one thread computes kChannels channels of one output pixel
+template <typename T, int kChannels>
+__device__ void aggregate(
+    const Geometry<A<T>>& g, const Position<A<T>>& at, const T* image, const T* record, A<T> (&sum)[kChannels]) {
+  const Normalizer<A<T>> normalize(g, record);
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) sum[c] = 0;
+  for (int k = 0; k < g.points; ++k) {
+    const Sample<A<T>> s(g, at, record, k);
+    if (!s.inside) continue;
+    const A<T> m = normalize(to_opmath(record[2 * g.points + k]));
+    const T* corner = image + static_cast<int64_t>(s.y0) * g.value_h + static_cast<int64_t>(s.x0) * g.value_w;
+    const auto add = [&](bool valid, const T* from, A<T> factor) {
+      if (!valid) return;
+      Vector<T, kChannels> v;
+      v.load(from);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum[c] += factor * to_opmath(v.element[c]);
+    };
+    add(s.top && s.left, corner, m * (1 - s.ly) * (1 - s.lx));
+    add(s.top && s.right, corner + g.value_w, m * (1 - s.ly) * s.lx);
+    add(s.bottom && s.left, corner + g.value_h, m * s.ly * (1 - s.lx));
+    add(s.bottom && s.right, corner + g.value_h + g.value_w, m * s.ly * s.lx);
+  }
+}
+
+struct Layout {
+  int units, vectors, group_width;
+  int64_t row;             // 3 * K
+  Divider by_vectors, by_lanes;  // vectors a pixel, vectors a group
+};
+
+template <typename T, int kChannels>
+struct Unit {
+  Position<A<T>> at;
+  int channel;
+  const T* image;
+  const T* record;
+
+  __device__ __forceinline__ Unit(
+      const Geometry<A<T>>& g, const Layout& layout, int unit, const T* value, const T* offset_mask)
+      : at(g, 0, 0) {
+    const int pixel = layout.by_vectors.quotient(unit);
+    const int vector = unit - pixel * layout.vectors;
+    const int group = layout.by_lanes.quotient(vector);
+    const int out_y = g.by_out_width.quotient(pixel);
+    const int out_x = pixel - out_y * g.out_width;
+    at = Position<A<T>>(g, out_y, out_x);
+    channel = vector * kChannels;
+    image = value + blockIdx.y * g.value_n;
+    record = offset_mask + blockIdx.y * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.row;
+  }
+};
+
+template <typename T, int kChannels>
+__device__ __forceinline__ void write(
+    const Geometry<A<T>>& g, const Layout& layout, int unit, const A<T> (&sum)[kChannels], T* out) {
+  Vector<T, kChannels> result;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) result.element[c] = from_opmath<T>(sum[c]);
+  result.store(out + static_cast<int64_t>(blockIdx.y) * layout.units * kChannels + static_cast<int64_t>(unit) * kChannels);
+}
+
+template <typename T, int kChannels>
+__global__ void __launch_bounds__(kThreads) forward_any_window(
+    const Geometry<A<T>> g, const Layout layout, const T* __restrict__ value, const T* __restrict__ offset_mask,
+    T* __restrict__ out) {
+  const int unit = blockIdx.x * kThreads + threadIdx.x;
+  if (unit >= layout.units) return;
+  const Unit<T, kChannels> u(g, layout, unit, value, offset_mask);
+  A<T> sum[kChannels];
+  aggregate<T, kChannels>(g, u.at, u.image + u.channel, u.record, sum);
+  write<T, kChannels>(g, layout, unit, sum, out);
+}
+
+// the 27 entries of a 3 x 3 window's record
+template <typename T>
+struct Record3x3 {
+  T element[27];
+
+  __device__ __forceinline__ explicit Record3x3(const T* from) {
+#pragma unroll
+    for (int i = 0; i < 27; ++i) element[i] = __ldg(from + i);
+  }
+  __device__ __forceinline__ float operator[](int i) const { return to_opmath(element[i]); }
+};
+
+// two-byte entries come as aligned words, shifted where the record starts in the middle of one
+template <typename T>
+struct PackedRecord3x3 {
+  uint32_t word[14];
+
+  __device__ __forceinline__ explicit PackedRecord3x3(const T* from) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+    const uint32_t shift = (address & 2) * 8;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+#pragma unroll
+    for (int i = 0; i < 13; ++i) word[i] = __ldg(words + i);
+    // never a byte past the record
+    word[13] = shift ? __ldg(words + 13) : __ldg(reinterpret_cast<const unsigned short*>(from) + 26);
+#pragma unroll
+    for (int i = 0; i < 13; ++i) word[i] = __funnelshift_r(word[i], word[i + 1], shift);
+    word[13] >>= shift;
+  }
+  __device__ __forceinline__ float operator[](int i) const {
+    const unsigned short bits = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xffff;
+    return to_opmath(*reinterpret_cast<const T*>(&bits));
+  }
+};
+template <>
+struct Record3x3<__half> : PackedRecord3x3<__half> {
+  using PackedRecord3x3::PackedRecord3x3;
+};
+template <>
+struct Record3x3<__nv_bfloat16> : PackedRecord3x3<__nv_bfloat16> {
+  using PackedRecord3x3::PackedRecord3x3;
+};
+
+__device__ __forceinline__ float saturating_difference(float a, float b) {
+  float difference;
+  asm("sub.sat.f32 %0, %1, %2;" : "=f"(difference) : "f"(a), "f"(b));
+  return difference;
+}
+
+// Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
+// max(0, 1 - |x - p|), so points at and beyond the border need no case of their own. NaN gives zero weights.
+struct Axis {
+  float last;          // largest position whose floor leaves room for the second neighbour
+  float second_exists;  // 1, or -1 where the image is one pixel wide
+  int step;            // elements to the second neighbour
+};
+
+// adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
+constexpr float kMagic = 8388608.f;
+constexpr uint32_t kMagicBits = 0x4b000000u;
+
+struct Tent {
+  float first, second;
+  uint32_t index;  // kMagicBits + pixel
+
+  __device__ __forceinline__ Tent(const Axis& axis, float position) {
+    const float clamped = fminf(fmaxf(position, 0.f), axis.last);
+    const float shifted = __fadd_rd(clamped, kMagic);
+    const float distance = position - (shifted - kMagic);
+    first = saturating_difference(1.f, fabsf(distance));
+    second = saturating_difference(axis.second_exists, fabsf(distance - 1.f));
+    index = __float_as_uint(shifted);
+  }
+};
+
+template <typename T, int kChannels>
+__global__ void __launch_bounds__(kThreads) forward_3x3(
+    const Geometry<float> g, const Layout layout, const Axis axis_y, const Axis axis_x, const T* __restrict__ value,
+    const T* __restrict__ offset_mask, T* __restrict__ out) {
+  const int unit = blockIdx.x * kThreads + threadIdx.x;
+  if (unit >= layout.units) return;
+  const Unit<T, kChannels> u(g, layout, unit, value, offset_mask);
+  const Record3x3<T> record(u.record);
+
+  float weight[9];
+#pragma unroll
+  for (int k = 0; k < 9; ++k) weight[k] = record[18 + k];
+  if (g.softmax) {
+    const Normalizer<float> normalize(g, u.record);
+#pragma unroll
+    for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
+  }
+
+  // byte offsets from the image's start fit in 32 bits; unsigned arithmetic wraps the magic away
+  const uint32_t row_bytes = g.value_h * static_cast<uint32_t>(sizeof(T));
+  const uint32_t column_bytes = g.value_w * static_cast<uint32_t>(sizeof(T));
+  const uint32_t down = axis_y.step * static_cast<uint32_t>(sizeof(T));
+  const uint32_t right = axis_x.step * static_cast<uint32_t>(sizeof(T));
+  const uint32_t start = u.channel * static_cast<uint32_t>(sizeof(T)) - kMagicBits * (row_bytes + column_bytes);
+  const char* image = reinterpret_cast<const char*>(u.image);
+
+  float sum[kChannels] = {};
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+#pragma unroll
+    for (int j = 0; j < 3; ++j) {
+      const int k = 3 * i + j;
+      const Tent x(axis_x, fmaf(record[2 * k], g.scale, u.at.base_x + (i * g.dilation_w) * g.scale));
+      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, u.at.base_y + (j * g.dilation_h) * g.scale));
+      const uint32_t corner = y.index * row_bytes + (x.index * column_bytes + start);
+      const float top = y.first * weight[k], bottom = y.second * weight[k];
+      const uint32_t offsets[4] = {corner, corner + right, corner + down, corner + down + right};
+      const float factors[4] = {top * x.first, top * x.second, bottom * x.first, bottom * x.second};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        Vector<T, kChannels> v;
+        v.load(reinterpret_cast<const T*>(image + offsets[n]));
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(factors[n], to_opmath(v.element[c]), sum[c]);
+      }
+    }
+  }
+
+  // a zero weight times an infinite or NaN pixel: points outside must not feel it
+  float probe = 0.f;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
+  if (probe != 0.f) aggregate<T, kChannels>(g, u.at, u.image + u.channel, u.record, sum);
+  write<T, kChannels>(g, layout, unit, sum, out);
+}
+
+Axis make_axis(int size, int64_t stride) {
+  return {size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
+          size > 1 ? static_cast<int>(stride) : 0};
+}
+
+bool fits_3x3(const Problem& p, int element_bytes) {
+  const int64_t bytes = ((p.height - 1) * p.value.h + (p.width - 1) * p.value.w + p.channels()) * element_bytes;
+  return p.window.kernel_h == 3 && p.window.kernel_w == 3 && !p.remove_center && p.height < (1 << 22) &&
+         p.width < (1 << 22) && bytes < (int64_t{1} << 32);
+}
+
+template <typename T, int kChannels>
+cudaError_t launch(const ForwardArgs& args, bool tuned, cudaStream_t stream) {
+  const Problem& p = args.problem;
+  const Geometry<A<T>> g(p);
+  Layout layout;
+  layout.vectors = static_cast<int>(p.channels() / kChannels);
+  layout.units = static_cast<int>(p.out_pixels() * layout.vectors);
+  layout.group_width = p.group_width;
+  layout.row = 3 * static_cast<int64_t>(p.points);
+  layout.by_vectors = Divider(layout.vectors);
+  layout.by_lanes = Divider(p.group_width / kChannels);
+  const T* value = static_cast<const T*>(args.value);
+  const T* offset_mask = static_cast<const T*>(args.offset_mask);
+  T* out = static_cast<T*>(args.out);
+  for (int64_t first = 0; first < p.batch; first += kMostImages) {
+    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
+    const T* v = value + first * p.value.n;
+    const T* o = offset_mask + first * p.offset_mask.n;
+    T* result = out + first * p.out_pixels() * p.channels();
+    if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
+      if (tuned) {
+        forward_3x3<T, kChannels><<<grid, kThreads, 0, stream>>>(
+            g, layout, make_axis(p.height, p.value.h), make_axis(p.width, p.value.w), v, o, result);
+        continue;
+      }
+    }
+    forward_any_window<T, kChannels><<<grid, kThreads, 0, stream>>>(g, layout, v, o, result);
+  }
+  return cudaGetLastError();
+}
+
+// the widest vector that divides the groups and finds every address aligned
+template <typename T>
+int vector_width(const ForwardArgs& args) {
+  const Problem& p = args.problem;
+  int width = 16 / static_cast<int>(sizeof(T));
+  const auto aligned = [&](int64_t elements) { return elements % width == 0; };
+  while (width > 1 &&
+         !(p.group_width % width == 0 && aligned(p.value.n) && aligned(p.value.h) && aligned(p.value.w) &&
+           reinterpret_cast<uintptr_t>(args.value) % (width * sizeof(T)) == 0)) {
+    width /= 2;
+  }
+  return width;
+}
+
+template <typename T>
+cudaError_t launch_type(const ForwardArgs& args, cudaStream_t stream) {
+  const bool tuned = fits_3x3(args.problem, sizeof(T));
+  switch (vector_width<T>(args)) {
+    case 8:
+      if constexpr (sizeof(T) == 2) return launch<T, 8>(args, tuned, stream);
+      break;
+    case 4:
+      if constexpr (sizeof(T) <= 4) return launch<T, 4>(args, tuned, stream);
+      break;
+    case 2:
+      return launch<T, 2>(args, tuned, stream);
+    default:
+      break;
+  }
+  return launch<T, 1>(args, tuned, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream) {
+  switch (args.problem.dtype) {
+    case DType::float64:
+      return launch_type<double>(args, stream);
+    case DType::float32:
+      return launch_type<float>(args, stream);
+    case DType::float16:
+      return launch_type<__half>(args, stream);
+    case DType::bfloat16:
+      return launch_type<__nv_bfloat16>(args, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t probe_device() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, forward_any_window<float, 1>);
+}
+
+}  // namespace yolo_dcnv4
