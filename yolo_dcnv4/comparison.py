@@ -1,0 +1,226 @@
+"""Compare models by layers, parameters, gradients and GFLOPs, as ultralytics itself counts them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+MODEL_SUFFIXES = (".yaml", ".yml", ".pt")
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one model costs.
+
+    Args:
+        model: The model as the caller named it.
+        layers: Number of layers, as ultralytics counts them.
+        parameters: Number of parameters.
+        gradients: Number of parameters that are trained; 0 for a checkpoint, which ultralytics stores frozen.
+        gflops: 10^9 floating point operations of one picture; a multiply-add is two.
+        parameters_change_pct: Difference in parameters to the first model, in per cent.
+        gflops_change_pct: Difference in GFLOPs to the first model, in per cent.
+    """
+
+    model: str
+    layers: int
+    parameters: int
+    gradients: int
+    gflops: float
+    parameters_change_pct: float
+    gflops_change_pct: float
+
+
+def compare(
+    models: Sequence[str | Path],
+    imgsz: int | Sequence[int] = 640,
+    format: str | None = None,
+    out: str | Path | None = None,
+    verbose: bool = True,
+) -> list[ModelCost]:
+    """Compare models with the first one.
+
+    Args:
+        models: Model YAMLs (bare names of ultralytics' and of this package's, or paths) and checkpoints.
+        imgsz: Picture size in pixels: a side, or (height, width).
+        format: `"md"`, `"csv"` or `"json"`; `None` goes by the suffix of `out`, and is `"md"` without `out`.
+        out: File to write.
+        verbose: Print the result: as a table where it is written to `out`, else in `format`.
+
+    Returns:
+        One entry per model, in the given order.
+
+    Raises:
+        TypeError: `models` is no sequence of names.
+        ValueError: No models, an unknown suffix or format, or a wrong `imgsz`.
+        FileNotFoundError: A model does not exist.
+        RuntimeError: A model cannot be built or counted; names the model and the cause.
+    """
+    names = _model_names(models)
+    size = _image_size(imgsz)
+    out = None if out is None else Path(out).expanduser()
+    format = _output_format(format, out)
+    measured = [(name, *_measure(name, size)) for name in names]
+    _, _, first_parameters, _, first_gflops = measured[0]
+    costs = [
+        ModelCost(
+            model=name,
+            layers=layers,
+            parameters=parameters,
+            gradients=gradients,
+            gflops=gflops,
+            parameters_change_pct=_change_pct(parameters, first_parameters),
+            gflops_change_pct=_change_pct(gflops, first_gflops),
+        )
+        for name, layers, parameters, gradients, gflops in measured
+    ]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(FORMATS[format](costs), encoding="utf-8")
+    if verbose:
+        print(FORMATS["md" if out is not None else format](costs), end="")
+    return costs
+
+
+def to_markdown(costs: Sequence[ModelCost]) -> str:
+    """Render a Markdown table whose columns line up on a screen."""
+    header = ("model", "layers", "parameters", "gradients", "GFLOPs", "parameters, %", "GFLOPs, %")
+    rows = [
+        (
+            cost.model,
+            f"{cost.layers:,}",
+            f"{cost.parameters:,}",
+            f"{cost.gradients:,}",
+            f"{cost.gflops:.2f}",
+            f"{cost.parameters_change_pct:+.1f}",
+            f"{cost.gflops_change_pct:+.1f}",
+        )
+        for cost in costs
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in (header, *rows)
+    ]
+    lines.insert(1, rule)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_csv(costs: Sequence[ModelCost]) -> str:
+    """Render comma-separated values under the names of `ModelCost`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(ModelCost)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, costs))
+    return text.getvalue()
+
+
+def to_json(costs: Sequence[ModelCost]) -> str:
+    """Render a JSON list of objects with the names of `ModelCost` as keys."""
+    return json.dumps([asdict(cost) for cost in costs], indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[ModelCost]], str]] = {"md": to_markdown, "csv": to_csv, "json": to_json}
+
+
+def _model_names(models: Sequence[str | Path]) -> list[str]:
+    if isinstance(models, (str, Path)) or not all(isinstance(model, (str, Path)) for model in models):
+        raise TypeError(f"models must be a list of names or paths, got {models!r}")
+    names = [str(model) for model in models]
+    if not names:
+        raise ValueError("models must name at least one model, got none")
+    for name in names:
+        if Path(name).suffix not in MODEL_SUFFIXES:
+            raise ValueError(f"models must end in {', '.join(MODEL_SUFFIXES)}, got {name!r}")
+    return names
+
+
+def _image_size(imgsz: int | Sequence[int]) -> list[int]:
+    size = [imgsz, imgsz] if isinstance(imgsz, int) else list(imgsz) if isinstance(imgsz, (list, tuple)) else []
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"imgsz must be a positive integer or a pair (height, width) of them, got {imgsz!r}")
+    # get_flops of older releases tells a pair from a side by `list`
+    return size
+
+
+def _output_format(format: str | None, out: Path | None) -> str:
+    known = ", ".join(FORMATS)
+    if format is not None:
+        if format not in FORMATS:
+            raise ValueError(f"format must be one of {known}, got {format!r}")
+        return format
+    if out is None:
+        return "md"
+    suffix = out.suffix.lstrip(".").lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"out must end in one of {known}, or format be given; got out = {str(out)!r}")
+    return suffix
+
+
+def _change_pct(value: float, first: float) -> float:
+    return round(100 * (value / first - 1), 3)
+
+
+def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
+    """Return (layers, parameters, gradients, GFLOPs) of a model as ultralytics counts them."""
+    # registers the blocks with ultralytics and the operator with thop
+    import yolo_dcnv4.modules  # noqa: F401
+
+    model = _load(name)
+    with _quiet():
+        layers, parameters, gradients, gflops = model.info(verbose=True, imgsz=size)
+    if not gflops:
+        raise _uncounted(name, model, size)
+    return layers, parameters, gradients, gflops
+
+
+def _load(name: str) -> Any:
+    from ultralytics import RTDETR, YOLO
+
+    try:
+        with _quiet():
+            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name).model
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: no such model; {error}") from error
+    except Exception as error:
+        raise RuntimeError(f"{name}: the model cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _uncounted(name: str, model: Any, size: list[int]) -> RuntimeError:
+    """Return the error behind a GFLOPs of zero: `get_flops` swallows whatever went wrong."""
+    message = f"{name}: GFLOPs cannot be counted"
+    try:
+        import thop
+        import torch
+
+        first = next(model.parameters())
+        channels = model.yaml.get("channels", 3)
+        picture = torch.zeros(1, channels, *size, device=first.device, dtype=first.dtype)
+        thop.profile(deepcopy(model), inputs=[picture], verbose=False)
+    except Exception as cause:
+        error = RuntimeError(f"{message}: {type(cause).__name__}: {cause}")
+        error.__cause__ = cause
+        return error
+    return RuntimeError(f"{message}: ultralytics returned 0, though the model runs")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ultralytics' summaries, one line per model, off the screen."""
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
