@@ -103,8 +103,10 @@ def test_script_runs_without_torch(checkout):
     assert done.stdout.strip() == f"{file}: patched"
 
 
-@pytest.mark.parametrize("autoload", ["1", "0"])
-@pytest.mark.parametrize("first", ["ultralytics.nn.tasks", "yolo_dcnv4.modules", "yolo_dcnv4.modules.conv"])
+@pytest.mark.parametrize(
+    ("first", "autoload"),
+    [("ultralytics.nn.tasks", "0"), ("yolo_dcnv4.modules", "1"), ("yolo_dcnv4.modules.conv", "0")],
+)
 def test_patched_ultralytics_imports_in_every_order(tmp_path, python, first, autoload):
     package = Path(tasks.__file__).parents[1]
     # links, so that only tasks.py is a copy

@@ -72,9 +72,11 @@ def _register() -> None:
     if BLOCKS in sys.modules and not _is_loaded(BLOCKS):
         return
     try:
+        from yolo_dcnv4.registry.children import register_inherited
         from yolo_dcnv4.registry.hook import register
 
         register()
+        register_inherited()
     except Exception as error:
         _warn(error)
 
@@ -91,7 +93,7 @@ def _warn(error: Exception) -> None:
         import warnings
 
         warnings.warn(
-            f"yolo_dcnv4 could not register its blocks with ultralytics: {type(error).__name__}: {error}\n"
+            f"yolo_dcnv4 could not register modules with ultralytics: {type(error).__name__}: {error}\n"
             "Models without them work as before; a YAML that names them will fail. "
             "YOLO_DCNV4_AUTOLOAD=0 turns automatic registration off.",
             RuntimeWarning,

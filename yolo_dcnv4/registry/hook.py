@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from yolo_dcnv4.registry import fusing, safe_load, stride_probe, yaml_names
+from yolo_dcnv4.registry import children, fusing, safe_load, stride_probe, yaml_names
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
 from yolo_dcnv4.registry.rewrite import known_modules, rewrite
@@ -133,6 +133,8 @@ def register() -> None:
 def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpers: Sequence[type] = ()) -> M:
     """Make a module usable in model YAMLs by its class name, with the treatment that another module gets.
 
+    Child processes (workers of distributed training) register the class too, if they can import it.
+
     Args:
         cls: Your class, a subclass of `torch.nn.Module`.
         like: The module of ultralytics (name or class), or one registered before, whose treatment in `parse_model`
@@ -159,6 +161,7 @@ def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpe
     with _lock:
         _add([(cls, like)])
         safe_load.allow([cls, *helpers])
+        children.announce(cls, registered()[cls.__name__].like, helpers)
     return cls
 
 
@@ -174,6 +177,7 @@ def unregister() -> None:
         if _hook is not None:
             _hook.undo()
             safe_load.withdraw()
+            children.withdraw()
             _hook = None
 
 
