@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -172,11 +172,36 @@ def test_torch_imported_first_from_within_the_module(fresh, tmp_path, monkeypatc
     (tmp_path / "another_module.py").write_text("")
     (tmp_path / "later_module.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("later_module", None)
     importlib.import_module("stand_in_tasks")
     assert not fresh
     importlib.import_module("later_module")
     assert fresh == [1]
     assert not any(isinstance(f, autoload_module._Finder) for f in sys.meta_path)
+
+
+def test_a_loader_that_takes_no_attributes(fresh, tmp_path, monkeypatch):
+    class Loader:
+        __slots__ = ()
+
+        def create_module(self, spec):
+            return None
+
+        def exec_module(self, module):
+            module.executed = True
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            return importlib.util.spec_from_loader(name, Loader()) if name == "stand_in_tasks" else None
+
+    sys.meta_path.append(Finder())
+    (tmp_path / "later_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("later_module", None)
+    autoload()
+    assert importlib.import_module("stand_in_tasks").executed and not fresh
+    importlib.import_module("later_module")
+    assert fresh == [1]
 
 
 def test_at_once_where_ultralytics_is_loaded(fresh, monkeypatch):

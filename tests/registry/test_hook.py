@@ -284,6 +284,15 @@ def test_no_parse_model(fake):
         register_module(OwnC2f)
 
 
+def test_no_place_for_the_wraps(fake):
+    module = fake(SOURCE)
+    code = module.parse_model.__code__
+    del module.BaseModel
+    with pytest.raises(RegistrationError, match=r"beyond recognition: .*BaseModel"):
+        register_module(OwnC2f)
+    assert module.parse_model.__code__ is code and not hasattr(module, "OwnC2f") and module.check_yaml is print
+
+
 def test_no_source(fake, tmp_path):
     module = fake(SOURCE)
     (tmp_path / "fake_tasks.py").unlink()

@@ -107,6 +107,6 @@ def test_missing_data_folder_leaves_ultralytics_as_it_is(anywhere, monkeypatch):
         raise FileNotFoundError(name)
 
     monkeypatch.setattr(yaml_names, "data_folder", missing)
-    with pytest.raises(FileNotFoundError, match=re.escape("yolov8-dcnv4-backbone.yaml")):
+    with pytest.raises(FileNotFoundError, match=r"dcnv4-backbone\.yaml"):
         anywhere.yaml_model_load(SCALED)
     assert anywhere.yaml_model_load("yolov8n.yaml")["scale"] == "n"

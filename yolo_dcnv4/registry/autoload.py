@@ -45,7 +45,10 @@ class _Finder:
             find_spec = getattr(finder, "find_spec", None)
             spec = None if finder is self or find_spec is None else find_spec(name, path, target)
             if spec is not None:
-                self._call_back(spec.loader)
+                try:
+                    self._call_back(spec.loader)
+                except AttributeError:
+                    pass  # a loader that takes no attributes: the next import after this one will notice
                 return spec
         return None
 

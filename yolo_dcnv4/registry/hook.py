@@ -18,7 +18,7 @@ from torch import nn
 from yolo_dcnv4.registry import children, fusing, safe_load, stride_probe, yaml_names
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
-from yolo_dcnv4.registry.rewrite import known_modules, rewrite
+from yolo_dcnv4.registry.rewrite import SUPPORTED, known_modules, rewrite
 
 TASKS = "ultralytics.nn.tasks"
 
@@ -68,10 +68,8 @@ class _Hook:
 
     def is_current(self) -> bool:
         """Return whether the change still stands, and stands in what other code now sees as parse_model."""
-        return (
-            inspect.unwrap(getattr(self.tasks, "parse_model", None)) is self.function
-            and self.function.__code__ is self.code
-        )
+        seen = getattr(self.tasks, "parse_model", None)
+        return seen is not None and inspect.unwrap(seen) is self.function and self.function.__code__ is self.code
 
     def set(self, registrations: dict[str, Registration]) -> None:
         """Make `registrations` the ones that hold; raises before anything is changed."""
@@ -185,11 +183,9 @@ def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) ->
     global _hook
     tasks = importlib.import_module(TASKS)
     # importing ultralytics may have run the post-import hook, and with it this function
-    hook = _hook
-    fresh = hook is None or hook.tasks is not tasks or not hook.is_current()
-    kept = {} if hook is None else hook.registrations
-    if fresh:
-        hook = _Hook(tasks)
+    kept = {} if _hook is None else _hook.registrations
+    fresh = _hook is None or _hook.tasks is not tasks or not _hook.is_current()
+    hook = _Hook(tasks) if _hook is None or fresh else _hook
     registrations = dict(kept)
     for cls, like in new:
         _check_name(cls, hook, kept)
@@ -198,7 +194,14 @@ def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) ->
         return
     hook.set(registrations)
     if fresh:
-        hook.wrap()
+        try:
+            hook.wrap()
+        except AttributeError as error:
+            hook.undo()
+            raise RegistrationError(
+                f"ultralytics {hook.version} has changed beyond recognition: {error}. Nothing was changed. "
+                f"Install an ultralytics that is supported ({SUPPORTED})."
+            ) from error
         _hook = hook
 
 

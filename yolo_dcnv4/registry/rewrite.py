@@ -62,23 +62,23 @@ def rewrite(source: str, likes: Mapping[str, str], *, version: str = "unknown") 
     edits: list[_Edit] = []
     found: set[str] = set()
     text = _Source(data)
-    for node in _class_lists(function):
+    for literal in _class_lists(function):
         for like, news in groups.items():
-            element = _find(node.elts, like)
+            element = _find(literal.elts, like)
             if element is None:
                 continue
             found.add(like)
-            missing = [name for name in news if _find(node.elts, name) is None]
+            missing = [name for name in news if _find(literal.elts, name) is None]
             if missing:
                 end = text.end(element)
                 edits.append(_Edit(end, end, ", ".join(["", *missing]).encode()))
-    for node, variable, tested in _class_tests(function):
+    for test, variable, tested in _class_tests(function):
         for like, news in groups.items():
             if not _matches(tested, like):
                 continue
             found.add(like)
-            start, end = text.start(node), text.end(node)
-            operator = "in" if isinstance(node.ops[0], (ast.Is, ast.Eq)) else "not in"
+            start, end = text.start(test), text.end(test)
+            operator = "in" if isinstance(test.ops[0], (ast.Is, ast.Eq)) else "not in"
             # a test over several lines keeps their number
             newlines = "\n" * text.data[start:end].count(b"\n")
             members = ", ".join([ast.unparse(tested), *news])

@@ -17,8 +17,8 @@ def allow(classes: Iterable[type]) -> None:
     Args:
         classes: Classes that a checkpoint may name.
     """
-    new = [cls for cls in classes if cls not in torch.serialization.get_safe_globals()]
-    torch.serialization.add_safe_globals(new)
+    new = set(classes).difference(torch.serialization.get_safe_globals())
+    torch.serialization.add_safe_globals([*new])
     _added.update(new)
 
 
