@@ -32,18 +32,15 @@ class AnnouncedC2f(C2f):
     pass
 
 
-@pytest.mark.parametrize("package", [False, True], ids=["file", "package"])
-def test_child_registers_what_the_parent_registered(python, tmp_path, package):
-    source = tmp_path / "source"
+def test_child_registers_what_the_parent_registered(python, tmp_path):
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
     (source / "own").mkdir(parents=True)
-    (source / ("own/blocks.py" if package else "own_blocks.py")).write_text(BLOCKS)
-    (source / "own" / "__init__.py").write_text("")
-    name = "own.blocks" if package else "own_blocks"
-    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    (source / "own" / "__init__.py").write_text("")
+    (source / "own" / "blocks.py").write_text(BLOCKS)
     (source / "train.py").write_text(
         "import subprocess, sys\n"
-        f"import {name} as own\n"
+        "import own.blocks as own\n"
         "from yolo_dcnv4 import register_module\n"
         "register_module(own.OwnC2f, helpers=[own.Geometry]); register_module(own.Holder.OwnInnerC2f, like='OwnC2f')\n"
         f"sys.exit(subprocess.run([sys.executable, '-c', {CHILD!r}], cwd={str(elsewhere)!r}).returncode)\n"
