@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 
-import pytest
 from ultralytics.nn.modules import C2f
 
 from yolo_dcnv4.registry import register_module, unregister
