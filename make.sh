@@ -2,6 +2,7 @@
 # Sets up an environment, builds the operator, runs the demo and the tests. `./make.sh help` lists the commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 usage() {
   cat <<'EOF'
