@@ -2,6 +2,7 @@
 # Sets up an environment, builds the operator, runs the demo and the tests. `./make.sh help` lists the commands.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 usage() {
   cat <<'EOF'
@@ -68,6 +69,7 @@ choose_environment() {
   export PATH
 }
 
+# with `yolo`, ultralytics has to run too; the other words are extras of pyproject.toml
 set_up() {
   choose_environment
   "$python" -m yolo_dcnv4.build.environment "$@"
@@ -81,7 +83,7 @@ build_if_possible() {
 }
 
 run_tests() {
-  set_up test
+  set_up yolo test
   # without a GPU too: a broken CUDA source shall not go unseen
   build_if_possible cuda=try arch="${YOLO_DCNV4_ARCHS:-quick}"
   "$python" -m pytest "$@"
@@ -104,7 +106,7 @@ case $command in
     build_if_possible
     ;;
   demo)
-    set_up
+    set_up yolo
     build_if_possible || echo "going on with the PyTorch backend" >&2
     "$python" examples/demo.py "$@"
     ;;

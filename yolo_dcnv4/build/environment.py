@@ -19,16 +19,17 @@ OLDEST_SETUPTOOLS = 77
 LOG_LINES_SHOWN = 15
 
 
-def set_up(extras: Sequence[str] = ()) -> None:
+def set_up(extras: Sequence[str] = (), needs_yolo: bool = False) -> None:
     """Install the checkout, editable and with its dependencies, into the environment of this Python.
 
     An installed torch is kept. Nothing happens where nothing has changed since the last time.
 
     Args:
         extras: Optional dependencies of pyproject.toml, such as `["test"]`.
+        needs_yolo: Whether to stop, and not only to warn, where ultralytics cannot run.
 
     Raises:
-        BuildError: torch is too old, or pip failed.
+        BuildError: torch is too old, pip failed, or something that is needed does not import.
     """
     refuse_old_torch()
     stamp = CHECKOUT / "build" / f"environment-{_digest(sys.prefix)[:12]}"
@@ -36,8 +37,16 @@ def set_up(extras: Sequence[str] = ()) -> None:
     if done[:1] == [environment_state()] and set(extras) <= set(done[1:]):
         return
     install(extras)
-    check_imports()
-    stamp.write_text("\n".join([environment_state(), *sorted({*extras, *done[1:]})]))
+    reason = import_error("torch")
+    if reason:
+        raise BuildError(f"torch {_version('torch')} is installed but does not import: {reason}")
+    obstacle = yolo_obstacle()
+    if obstacle and needs_yolo:
+        raise BuildError(obstacle)
+    if obstacle:
+        print(f"warning: {obstacle}", file=sys.stderr)
+    else:
+        stamp.write_text("\n".join([environment_state(), *sorted({*extras, *done[1:]})]))
 
 
 def refuse_old_torch() -> None:
@@ -94,30 +103,33 @@ def install(extras: Sequence[str]) -> None:
         raise BuildError(f"pip failed; the end of {log}:\n{tail}")
 
 
-def check_imports() -> None:
-    """Raise BuildError, with the way out, where a dependency is installed and does not import."""
-    reason = _import_error("torch")
+def yolo_obstacle() -> str:
+    """Return why ultralytics cannot run here, with the way out, or an empty string.
+
+    In the checkout's own .venv OpenCV is replaced where it lacks a system library.
+    """
+    reason = import_error("torchvision")
     if reason:
-        raise BuildError(f"torch is installed but does not import: {reason}")
-    reason = _import_error("torchvision")
-    if reason:
-        raise BuildError(
+        return (
             f"torchvision {_version('torchvision')} does not fit torch {_version('torch')}: {reason}\n"
-            "ultralytics needs it. Install the torchvision of the same build, from where this torch came from "
-            "(a CPU build of torch wants a CPU build of torchvision), then run ./make.sh again."
+            "ultralytics does not run without it (the operator and its layer do). Choose one:\n"
+            "  install the torchvision of the same build, from where this torch came from (a CPU build of torch wants\n"
+            "  a CPU build of torchvision), then run ./make.sh again\n"
+            "  leave this environment: deactivate (conda deactivate), then run ./make.sh again: it makes a .venv"
         )
-    reason = _import_error("cv2")
+    reason = import_error("cv2")
     if reason and Path(sys.prefix) == CHECKOUT / ".venv":
         _replace_opencv()
-        reason = _import_error("cv2")
+        reason = import_error("cv2")
     if reason:
-        raise BuildError(
+        return (
             f"OpenCV does not import: {reason}\n"
-            "On a machine without a desktop either install the system library it names (Debian, Ubuntu: "
-            "apt-get install libgl1 libglib2.0-0), or replace it:\n"
-            f"  {sys.executable} -m pip uninstall -y opencv-python\n"
-            f"  {sys.executable} -m pip install opencv-python-headless"
+            "ultralytics does not run without it. Choose one:\n"
+            "  install the system library it names (Debian, Ubuntu: apt-get install libgl1 libglib2.0-0)\n"
+            f"  replace it: {sys.executable} -m pip uninstall -y opencv-python\n"
+            f"              {sys.executable} -m pip install opencv-python-headless"
         )
+    return ""
 
 
 def _replace_opencv() -> None:
@@ -133,8 +145,8 @@ def _replace_opencv() -> None:
             subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
 
 
-def _import_error(module: str) -> str:
-    # in a process of its own, as the user will import it
+def import_error(module: str) -> str:
+    """Return the last line of what importing `module` says in a process of its own, or an empty string."""
     command = [sys.executable, "-c", f"import {module}"]
     # elsewhere than in the checkout, whose folders could be taken for packages
     done = subprocess.run(command, cwd=CHECKOUT / "build", capture_output=True, text=True, check=False)
@@ -162,7 +174,8 @@ def _digest(text: str) -> str:
 
 
 if __name__ == "__main__":
+    words = sys.argv[1:]
     try:
-        set_up(sys.argv[1:])
+        set_up([word for word in words if word != "yolo"], needs_yolo="yolo" in words)
     except BuildError as error:
         sys.exit(f"make.sh: {error}")
