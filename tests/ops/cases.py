@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .oracles import Geometry
+from .oracles import Geometry, torchvision_gradients
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
@@ -338,6 +339,18 @@ def assert_close(
     errors = {name: relative_error(a, e) for name, a, e in zip(names, actual, expected)}
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"relative errors beyond {tolerance:g}: {wrong} (all: {errors})"
+
+
+@functools.lru_cache(maxsize=1)
+def expectation(
+    case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0
+) -> tuple[Inputs, tuple[Tensor, Tensor, Tensor]]:
+    """Inputs of a case, not to be changed, and what the torchvision oracle makes of them.
+
+    The last answer is kept: implementations of one case are tested one after the other.
+    """
+    inputs = case.inputs(dtype, device, seed)
+    return inputs, torchvision_gradients(*inputs, case.geometry)
 
 
 def poison_free_memory(tensors: Iterable[Tensor]) -> None:
