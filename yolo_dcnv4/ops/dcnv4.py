@@ -14,6 +14,8 @@ from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
 from yolo_dcnv4.ops.window import Window
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def dcnv4(
     value: Tensor,
@@ -57,6 +59,8 @@ def dcnv4(
     if isinstance(value, Tensor) and isinstance(offset_mask, Tensor):
         value, offset_mask = to_autocast_dtype(value), to_autocast_dtype(offset_mask)
     check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
+    if value.dtype not in DTYPES:
+        raise TypeError(f"value and offset_mask must be float64, float32, float16 or bfloat16, got {value.dtype}")
     arguments = (groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax))
     if value.is_cuda and not torch.compiler.is_compiling() and cuda_obstacle(value.get_device()):
         return reference_forward(value, offset_mask, *arguments)
