@@ -215,14 +215,22 @@ def _geometry_cases() -> list[Case]:
     for scale in (0.5, 2.0, 0.7):
         cases.append(Case(f"scale{scale}", geometry=Geometry(2, scale=scale)))
         cases.append(
-            Case(f"scale{scale}-kernel4x3-dilation2", size=(9, 8), geometry=Geometry(1, (4, 3), dilation=(2, 2), scale=scale))
+            Case(
+                f"scale{scale}-kernel4x3-dilation2",
+                size=(9, 8),
+                geometry=Geometry(1, (4, 3), dilation=(2, 2), scale=scale),
+            )
         )
     cases += [
         Case("scale0.25", geometry=Geometry(2, scale=0.25)),
         Case("softmax", geometry=Geometry(2, softmax=True)),
         Case("softmax-remove-center", geometry=Geometry(2, remove_center=True, softmax=True)),
         Case("softmax-kernel1x1", geometry=Geometry(2, (1, 1), padding=(0, 0), softmax=True)),
-        Case("softmax-kernel7x7-scale2", size=(9, 8), geometry=Geometry(1, (7, 7), padding=(3, 3), scale=2.0, softmax=True)),
+        Case(
+            "softmax-kernel7x7-scale2",
+            size=(9, 8),
+            geometry=Geometry(1, (7, 7), padding=(3, 3), scale=2.0, softmax=True),
+        ),
     ]
     return cases
 
@@ -336,7 +344,7 @@ def assert_close(
     """Assert that output and gradients are within the tolerance of `dtype`, and name those that are not."""
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     names = ("output", "grad_value", "grad_offset_mask")
-    errors = {name: relative_error(a, e) for name, a, e in zip(names, actual, expected)}
+    errors = {name: relative_error(a, e) for name, a, e in zip(names, actual, expected, strict=True)}
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"relative errors beyond {tolerance:g}: {wrong} (all: {errors})"
 
@@ -369,7 +377,7 @@ def run(op: Callable[..., Tensor], inputs: Inputs, geometry: Geometry) -> tuple[
     assert out.device == inputs.value.device
     poison_free_memory(inputs)
     grads = torch.autograd.grad(out, (value, offset_mask), inputs.grad)
-    for grad, leaf in zip(grads, (value, offset_mask)):
+    for grad, leaf in zip(grads, (value, offset_mask), strict=True):
         assert grad.dtype == leaf.dtype
         assert grad.shape == leaf.shape
     return out.detach(), *grads

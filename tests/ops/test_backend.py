@@ -36,7 +36,9 @@ def _run(**environment: str) -> dict:
     path = os.pathsep.join(filter(None, (str(ROOT), inherited.get("PYTHONPATH"))))
     # torch's own loading of plug-ins is not under test here
     environment = {**inherited, "PYTHONPATH": path, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **environment}
-    process = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     result = json.loads(process.stdout)

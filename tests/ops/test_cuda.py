@@ -34,7 +34,7 @@ def test_stream_of_the_caller(dtype, compiled):
     with torch.cuda.stream(stream):
         # about a fifth of a second in which a kernel on another stream would read NaN
         torch.cuda._sleep(400_000_000)
-        for target, source in zip(late, inputs):
+        for target, source in zip(late, inputs, strict=True):
             target.copy_(source)
         value, offset_mask = late.leaves()
         out = dcnv4(value, offset_mask, **CASE.geometry.keywords)
@@ -80,7 +80,7 @@ def test_graph_capture(dtype, deterministic_backward, compiled, request):
     for seed in (2, 3):
         fresh = CASE.inputs(dtype, "cuda", seed=seed)
         with torch.no_grad():
-            for target, source in zip((value, offset_mask, inputs.grad), fresh):
+            for target, source in zip((value, offset_mask, inputs.grad), fresh, strict=True):
                 target.copy_(source)
         graph.replay()
         torch.cuda.synchronize()
@@ -88,7 +88,9 @@ def test_graph_capture(dtype, deterministic_backward, compiled, request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", named("yolo-n-p5", "swin-14x14", "channels2048-groups128", "far-offsets"), ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case", named("yolo-n-p5", "swin-14x14", "channels2048-groups128", "far-offsets"), ids=lambda c: c.id
+)
 def test_runs_agree_without_determinism(case, dtype):
     """The order of atomics may differ; the numbers stay within the tolerance of each other."""
     inputs = case.inputs(dtype, "cuda")

@@ -29,10 +29,22 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "value-uint8": ({"value": _value(dtype=torch.uint8)}, TypeError, ["value", "floating", "uint8"]),
     "value-bool": ({"value": _value(dtype=torch.bool)}, TypeError, ["value", "floating", "bool"]),
     "value-complex": ({"value": _value(dtype=torch.complex64)}, TypeError, ["value", "floating", "complex64"]),
-    "offset-mask-integers": ({"offset_mask": _rows(dtype=torch.int32)}, TypeError, ["offset_mask", "floating", "int32"]),
-    "mixed-dtypes": ({"offset_mask": _rows(dtype=torch.float64)}, TypeError, ["value", "offset_mask", "float32", "float64"]),
+    "offset-mask-integers": (
+        {"offset_mask": _rows(dtype=torch.int32)},
+        TypeError,
+        ["offset_mask", "floating", "int32"],
+    ),
+    "mixed-dtypes": (
+        {"offset_mask": _rows(dtype=torch.float64)},
+        TypeError,
+        ["value", "offset_mask", "float32", "float64"],
+    ),
     "mixed-half": ({"value": _value(dtype=torch.float16)}, TypeError, ["value", "offset_mask", "float16", "float32"]),
-    "mixed-devices": ({"offset_mask": _rows(device="meta")}, ValueError, ["value", "offset_mask", "device", "cpu", "meta"]),
+    "mixed-devices": (
+        {"offset_mask": _rows(device="meta")},
+        ValueError,
+        ["value", "offset_mask", "device", "cpu", "meta"],
+    ),
     "value-rank3": ({"value": _value(2, 5, 48)}, ValueError, ["value", "4", "(N, H, W, C)", "(2, 5, 48)"]),
     "value-rank5": ({"value": _value(1, 2, 5, 6, 8)}, ValueError, ["value", "4", "(1, 2, 5, 6, 8)"]),
     "offset-mask-rank3": (
@@ -71,7 +83,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
     "padding-negative-pair": ({"padding": (1, -3)}, ValueError, ["padding", "0", "(1, -3)"]),
     "padding-string": ({"padding": "same"}, TypeError, ["padding", "int", "'same'"]),
     "no-points": ({"kernel_size": 1, "remove_center": True}, ValueError, ["remove_center", "kernel_size", "(1, 1)"]),
-    "no-center": ({"kernel_size": 2, "remove_center": True}, ValueError, ["remove_center", "odd", "kernel_size", "(2, 2)"]),
+    "no-center": (
+        {"kernel_size": 2, "remove_center": True},
+        ValueError,
+        ["remove_center", "odd", "kernel_size", "(2, 2)"],
+    ),
     "half-a-center": (
         {"kernel_size": (3, 4), "remove_center": True},
         ValueError,
@@ -113,20 +129,20 @@ def test_the_unchanged_arguments_are_accepted(op):
 def test_float8_is_refused():
     """The compiled operator knows four dtypes; another one is named here, not in a kernel."""
     value, rows = _value().to(torch.float8_e4m3fn), _rows().to(torch.float8_e4m3fn)
-    with pytest.raises(TypeError, match="value.*float64, float32, float16 or bfloat16.*float8_e4m3fn"):
+    with pytest.raises(TypeError, match=r"value.*float64, float32, float16 or bfloat16.*float8_e4m3fn"):
         dcnv4(value, rows, groups=2)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_mixed_dtypes_are_named_under_autocast_too(op):
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="bfloat16 and torch.float64"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"bfloat16 and torch\.float64"):
         op(_value(), _rows(dtype=torch.float64), groups=2)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", OPS)
 def test_cpu_and_cuda_are_not_mixed(op):
-    with pytest.raises(ValueError, match="device.*cuda:0.*cpu"):
+    with pytest.raises(ValueError, match=r"device.*cuda:0.*cpu"):
         op(_value(device="cuda"), _rows(), groups=2)
-    with pytest.raises(ValueError, match="device.*cpu.*cuda:0"):
+    with pytest.raises(ValueError, match=r"device.*cpu.*cuda:0"):
         op(_value(), _rows(device="cuda"), groups=2)

@@ -98,11 +98,11 @@ def test_fake_kernel(case, dtype):
 def test_needs_input_grad(op, softmax, needs, device):
     case = dataclasses.replace(SMALL, geometry=Geometry(2, softmax=softmax))
     inputs = case.inputs(torch.float64, device)
-    leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needs)]
+    leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs[:2], needs, strict=True)]
     out = op(*leaves, **case.geometry.keywords)
     out.backward(inputs.grad)
     _, *expected = torchvision_gradients(*inputs, case.geometry)
-    for leaf, need, wanted in zip(leaves, needs, expected):
+    for leaf, need, wanted in zip(leaves, needs, expected, strict=True):
         if need:
             assert relative_error(leaf.grad, wanted) <= 1e-10
         else:
@@ -117,7 +117,7 @@ def test_backward_skips_what_is_not_needed(needs_value, needs_offset_mask, devic
     results = torch.ops.yolo_dcnv4.dcnv4_backward(
         grad, value, offset_mask, *SMALL.geometry.operator_arguments, needs_value, needs_offset_mask, False
     )
-    for result, needed, wanted in zip(results, (needs_value, needs_offset_mask), expected):
+    for result, needed, wanted in zip(results, (needs_value, needs_offset_mask), expected, strict=True):
         if needed:
             assert relative_error(result, wanted) <= 1e-10
         else:
@@ -146,7 +146,7 @@ def test_double_backward_is_refused(device):
     value, offset_mask = inputs.leaves()
     out = dcnv4(value, offset_mask, **SMALL.geometry.keywords)
     (grad,) = torch.autograd.grad(out, value, inputs.grad.requires_grad_(), create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivative.*dcnv4_reference"):
+    with pytest.raises(RuntimeError, match=r"second derivative.*dcnv4_reference"):
         grad.sum().backward()
 
 
@@ -157,7 +157,7 @@ def test_backward_twice_through_a_kept_graph(device):
     out = dcnv4(*leaves, **SMALL.geometry.keywords)
     first = torch.autograd.grad(out, leaves, inputs.grad, retain_graph=True)
     second = torch.autograd.grad(out, leaves, inputs.grad)
-    for a, b in zip(first, second):
+    for a, b in zip(first, second, strict=True):
         assert relative_error(a[..., :4], b[..., :4]) <= 1e-12
 
 
@@ -170,12 +170,14 @@ def test_deterministic_backward_repeats_itself(collisions, dtype, device, determ
     inputs = case.inputs(dtype, device)
     results = [run(dcnv4, inputs, case.geometry) for _ in range(4)]
     for other in results[1:]:
-        for a, b in zip(results[0], other):
+        for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", [Case("map", 3, (24, 23), 16, Geometry(4)), Case("one-group", 1, (37, 21), 5)], ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    "case", [Case("map", 3, (24, 23), 16, Geometry(4)), Case("one-group", 1, (37, 21), 5)], ids=lambda c: c.id
+)
 def test_thread_count_changes_nothing(case, dtype):
     before = torch.get_num_threads()
     inputs = case.inputs(dtype)
@@ -190,7 +192,9 @@ def test_thread_count_changes_nothing(case, dtype):
     for result in results:
         assert torch.equal(result[0], results[0][0])
         assert_close(result, expected, dtype)
-        assert relative_error(result[1], results[0][1]) <= 0.1 * {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 1e-2)
+        assert relative_error(result[1], results[0][1]) <= 0.1 * {torch.float64: 1e-10, torch.float32: 1e-5}.get(
+            dtype, 1e-2
+        )
 
 
 AUTOCAST = [
@@ -211,7 +215,8 @@ def test_autocast(op, given, device, dtype):
     case = Case("autocast", 2, (6, 7), 16, Geometry(2))
     rounded = case.inputs(dtype, device, poison=0.0)
     value, offset_mask = (
-        t.to(dtype if g is None else g).detach().requires_grad_() for t, g in zip((rounded.value, rounded.offset_mask), given)
+        t.to(dtype if g is None else g).detach().requires_grad_()
+        for t, g in zip((rounded.value, rounded.offset_mask), given, strict=True)
     )
     with torch.autocast(device, dtype):
         out = op(value, offset_mask, **case.geometry.keywords)
