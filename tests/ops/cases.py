@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .oracles import Geometry
+from .oracles import Geometry, torchvision_gradients
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
@@ -214,14 +215,22 @@ def _geometry_cases() -> list[Case]:
     for scale in (0.5, 2.0, 0.7):
         cases.append(Case(f"scale{scale}", geometry=Geometry(2, scale=scale)))
         cases.append(
-            Case(f"scale{scale}-kernel4x3-dilation2", size=(9, 8), geometry=Geometry(1, (4, 3), dilation=(2, 2), scale=scale))
+            Case(
+                f"scale{scale}-kernel4x3-dilation2",
+                size=(9, 8),
+                geometry=Geometry(1, (4, 3), dilation=(2, 2), scale=scale),
+            )
         )
     cases += [
         Case("scale0.25", geometry=Geometry(2, scale=0.25)),
         Case("softmax", geometry=Geometry(2, softmax=True)),
         Case("softmax-remove-center", geometry=Geometry(2, remove_center=True, softmax=True)),
         Case("softmax-kernel1x1", geometry=Geometry(2, (1, 1), padding=(0, 0), softmax=True)),
-        Case("softmax-kernel7x7-scale2", size=(9, 8), geometry=Geometry(1, (7, 7), padding=(3, 3), scale=2.0, softmax=True)),
+        Case(
+            "softmax-kernel7x7-scale2",
+            size=(9, 8),
+            geometry=Geometry(1, (7, 7), padding=(3, 3), scale=2.0, softmax=True),
+        ),
     ]
     return cases
 
@@ -335,9 +344,21 @@ def assert_close(
     """Assert that output and gradients are within the tolerance of `dtype`, and name those that are not."""
     tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     names = ("output", "grad_value", "grad_offset_mask")
-    errors = {name: relative_error(a, e) for name, a, e in zip(names, actual, expected)}
+    errors = {name: relative_error(a, e) for name, a, e in zip(names, actual, expected, strict=True)}
     wrong = {name: error for name, error in errors.items() if not error <= tolerance}
     assert not wrong, f"relative errors beyond {tolerance:g}: {wrong} (all: {errors})"
+
+
+@functools.lru_cache(maxsize=1)
+def expectation(
+    case: Case, dtype: torch.dtype, device: str | torch.device, seed: int = 0
+) -> tuple[Inputs, tuple[Tensor, Tensor, Tensor]]:
+    """Inputs of a case, not to be changed, and what the torchvision oracle makes of them.
+
+    The last answer is kept: implementations of one case are tested one after the other.
+    """
+    inputs = case.inputs(dtype, device, seed)
+    return inputs, torchvision_gradients(*inputs, case.geometry)
 
 
 def poison_free_memory(tensors: Iterable[Tensor]) -> None:
@@ -356,7 +377,7 @@ def run(op: Callable[..., Tensor], inputs: Inputs, geometry: Geometry) -> tuple[
     assert out.device == inputs.value.device
     poison_free_memory(inputs)
     grads = torch.autograd.grad(out, (value, offset_mask), inputs.grad)
-    for grad, leaf in zip(grads, (value, offset_mask)):
+    for grad, leaf in zip(grads, (value, offset_mask), strict=True):
         assert grad.dtype == leaf.dtype
         assert grad.shape == leaf.shape
     return out.detach(), *grads

@@ -118,9 +118,7 @@ def torchvision_gradients(
     return out.detach(), *torch.autograd.grad(out, (value, offset_mask), grad.double())
 
 
-def numpy_oracle(
-    value: Tensor, offset_mask: Tensor, grad: Tensor, geometry: Geometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def numpy_oracle(value: Tensor, offset_mask: Tensor, grad: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Return (output, gradient of value, gradient of offset_mask) from plain loops in float64."""
     pixels, rows, upstream = (t.detach().double().cpu().numpy() for t in (value, offset_mask, grad))
     n, height, width, channels = pixels.shape

@@ -8,7 +8,9 @@ import torch
 from .cases import CASES, assert_close, relative_error
 from .oracles import numpy_oracle, torchvision_gradients
 
-SMALL = [case for case in CASES if case.channels <= 64 and case.n < 10 and not case.big and case.value_layout == "contiguous"]
+SMALL = [
+    case for case in CASES if case.channels <= 64 and case.n < 10 and not case.big and case.value_layout == "contiguous"
+]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.checks import check_arguments
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
 from yolo_dcnv4.ops.window import Window
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def dcnv4(
@@ -54,20 +57,14 @@ def dcnv4(
     """
     window = Window.make(kernel_size, stride, padding, dilation)
     if isinstance(value, Tensor) and isinstance(offset_mask, Tensor):
-        value, offset_mask = _autocast(value), _autocast(offset_mask)
+        value, offset_mask = to_autocast_dtype(value), to_autocast_dtype(offset_mask)
     check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
+    if value.dtype not in DTYPES:
+        raise TypeError(f"value and offset_mask must be float64, float32, float16 or bfloat16, got {value.dtype}")
     arguments = (groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax))
     if value.is_cuda and not torch.compiler.is_compiling() and cuda_obstacle(value.get_device()):
         return reference_forward(value, offset_mask, *arguments)
     return torch.ops.yolo_dcnv4.dcnv4(_dense_rows(value), _dense_rows(offset_mask), *arguments)
-
-
-def _autocast(tensor: Tensor) -> Tensor:
-    device = tensor.device.type
-    # float64 stays, as in torch's own autocast rules
-    if tensor.is_floating_point() and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return tensor.to(torch.get_autocast_dtype(device))
-    return tensor
 
 
 def _dense_rows(tensor: Tensor) -> Tensor:

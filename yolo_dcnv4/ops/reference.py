@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.window import Window
 
 
@@ -31,6 +32,8 @@ def dcnv4_reference(
     from yolo_dcnv4.ops.checks import check_arguments
 
     window = Window.make(kernel_size, stride, padding, dilation)
+    if isinstance(value, Tensor) and isinstance(offset_mask, Tensor):
+        value, offset_mask = to_autocast_dtype(value), to_autocast_dtype(offset_mask)
     check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
     return reference_forward(
         value, offset_mask, groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax)

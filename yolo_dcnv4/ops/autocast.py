@@ -1,0 +1,15 @@
+"""The operator's rule under autocast: it runs in the autocast dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_autocast_dtype(tensor: Tensor) -> Tensor:
+    """Return the tensor in the autocast dtype of its device where autocast is on, else as it is."""
+    device = tensor.device.type
+    # float64 stays, as in torch's own autocast rules; devices such as meta know no autocast
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
