@@ -135,7 +135,9 @@ class Plan:
         digest = hashlib.sha256()
         host_only = replace(self, nvcc=None, architectures=())
         for text in (self.torch.version, self.compiler.version, *host_only.cxx_flags, *host_only.link_flags):
-            digest.update(text.encode() + b"\0")
+            # a library that came in a wheel was built in another place
+            here = text.replace(str(self.sources), "cuda_src").replace(str(self.torch.folder), "torch")
+            digest.update(here.encode() + b"\0")
         digest.update(repr(INSTRUCTION_SETS).encode())
         for path in sorted(path for path in self.sources.rglob("*") if path.is_file()):
             digest.update(path.relative_to(self.sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -102,13 +102,14 @@ def _samples(
 
 def _corners(samples: _Samples, k: int, size: tuple[int, int]) -> Iterator[_Corner]:
     height, width = size
-    n, groups = samples.rows.shape[0], samples.rows.shape[3]
-    row0, column0, ly, lx = (t[..., k] for t in samples[:4])
+    n, out_h, out_w, groups = samples.rows.shape[:4]
+    pixels = out_h * out_w
+    row0, column0, ly, lx, _, inside = (t[..., k] for t in samples)
     for row, wy, slope_y in ((row0, 1 - ly, -1.0), (row0 + 1, ly, 1.0)):
         for column, wx, slope_x in ((column0, 1 - lx, -1.0), (column0 + 1, lx, 1.0)):
-            valid = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
             parts = (torch.where(valid, row * width + column, 0), valid, wy * wx, slope_x * wy, slope_y * wx)
-            yield _Corner(*(part.reshape(n, -1, groups, 1) for part in parts))
+            yield _Corner(*(part.reshape(n, pixels, groups, 1) for part in parts))
 
 
 def reference_forward(
@@ -128,10 +129,11 @@ def reference_forward(
     pixels = value.to(_opmath(value.dtype)).reshape(n, height * width, groups, channels // groups)
     out = pixels.new_zeros(n, out_h * out_w, groups, channels // groups)
     for k in range(win.points(remove_center)):
-        weight = samples.weights[..., k].reshape(n, -1, groups, 1)
+        weight = samples.weights[..., k].reshape(n, out_h * out_w, groups, 1)
         for corner in _corners(samples, k, size):
-            gathered = pixels.gather(1, corner.index.expand_as(out))
-            out = out + gathered * torch.where(corner.valid, weight * corner.bilinear, 0)
+            # zeroed before and after the product: neither a NaN pixel nor a NaN gradient times zero is zero
+            gathered = torch.where(corner.valid, pixels.gather(1, corner.index.expand_as(out)), 0)
+            out = out + torch.where(corner.valid, gathered * (weight * corner.bilinear), 0)
     return out.reshape(n, out_h, out_w, channels).to(value.dtype)
 
 
@@ -166,11 +168,11 @@ def reference_backward(
     grad_offsets = grad.new_zeros(n, out_h * out_w, groups, points, 2)
     grad_weights = grad.new_zeros(n, out_h * out_w, groups, points)
     for k in range(points):
-        weight = samples.weights[..., k].reshape(n, -1, groups, 1)
+        weight = samples.weights[..., k].reshape(n, out_h * out_w, groups, 1)
         for corner in _corners(samples, k, size):
             if needs_value:
-                factor = torch.where(corner.valid, weight * corner.bilinear, 0)
-                grad_pixels.scatter_add_(1, corner.index.expand_as(grad), grad * factor)
+                share = torch.where(corner.valid, grad * (weight * corner.bilinear), 0)
+                grad_pixels.scatter_add_(1, corner.index.expand_as(grad), share)
             if needs_offset_mask:
                 gathered = pixels.gather(1, corner.index.expand_as(grad))
                 dot = torch.where(corner.valid, (gathered * grad).sum(-1, keepdim=True), 0)
@@ -182,19 +184,17 @@ def reference_backward(
     if needs_value:
         grad_value = grad_pixels.reshape(value.shape).to(value.dtype)
     if needs_offset_mask:
-        inside = samples.inside.reshape(n, -1, groups, points)
-        grad_offsets = torch.where(inside[..., None], grad_offsets * offset_scale, 0)
-        grad_weights = torch.where(inside, grad_weights, 0)
         if softmax:
             weights = _softmax_weights(offset_mask, groups, points)
             grad_weights = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
-        records = torch.cat((grad_offsets.flatten(-2), grad_weights), -1).reshape(n, out_h, out_w, -1)
+        records = torch.cat((grad_offsets.flatten(-2) * offset_scale, grad_weights), -1)
+        records = records.reshape(n, out_h, out_w, 3 * groups * points)
         grad_offset_mask = offset_mask.new_zeros(offset_mask.shape)
         grad_offset_mask[..., : records.shape[-1]] = records
     return grad_value, grad_offset_mask
 
 
 def _softmax_weights(offset_mask: Tensor, groups: int, points: int) -> Tensor:
-    n = offset_mask.shape[0]
-    records = offset_mask[..., : 3 * groups * points].reshape(n, -1, groups, 3 * points)
+    n, out_h, out_w = offset_mask.shape[:3]
+    records = offset_mask[..., : 3 * groups * points].reshape(n, out_h * out_w, groups, 3 * points)
     return records[..., 2 * points :].to(_opmath(offset_mask.dtype)).softmax(-1)

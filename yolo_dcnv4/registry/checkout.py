@@ -50,8 +50,9 @@ def reverted(text: str, *, version: str = "unknown") -> str:
     Raises:
         RegistrationError: The file was edited after it was patched, so that the change cannot be told from the edits.
     """
-    before = undo(text.replace(_import_block(text), ""), PACK, version=version)
-    if before != text and patched(before, version=version) != text:
+    without_imports = text.replace(_import_block(text), "")
+    before = undo(without_imports, PACK, version=version)
+    if before != without_imports and rewrite(before, PACK, version=version) != without_imports:
         raise RegistrationError(
             "tasks.py was edited where it had been patched; take the change back with your version control"
         )

@@ -6,6 +6,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import linecache
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,12 +46,8 @@ class _Hook:
         self.original: CodeType = self.function.__code__
         self.code: CodeType = self.original
         self.source, self.first_line = _source_of(self.function, self.version)
-        if not _same_code(self.compile(self.source), self.original):
-            raise RegistrationError(
-                f"the source of parse_model in {self.original.co_filename} (ultralytics {self.version}) is not what "
-                "is loaded: the file has changed since it was imported, or other code has replaced the function's "
-                "code. Nothing was changed. Restart the process, or register before the other code does."
-            )
+        if not self.is_source_of_loaded_code():
+            raise RegistrationError(_not_what_is_loaded(self.function, self.version))
         self.registrations: dict[str, Registration] = {}
         self.replaced: list[tuple[Any, str, Any, Any]] = []
 
@@ -58,7 +55,16 @@ class _Hook:
         """Compile `parse_model` under its own file name and line numbers, so that tracebacks show the right lines."""
         tree = ast.increment_lineno(ast.parse(source), self.first_line - 1)
         code = compile(tree, self.original.co_filename, "exec", flags=_future_flags(self.original), dont_inherit=True)
-        return next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == self.function.__name__)
+        return next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == "parse_model")
+
+    def is_source_of_loaded_code(self) -> bool:
+        """Return whether the source, which is read from the file only now, is the one of the code that is loaded."""
+        try:
+            compiled = self.compile(self.source)
+        except (SyntaxError, StopIteration):
+            return False
+        # not co_code: the compiler calls methods of names otherwise where it sees them imported in the same file
+        return _outline(compiled) == _outline(self.original)
 
     def is_current(self) -> bool:
         """Return whether the change still stands, and stands in what other code now sees as parse_model."""
@@ -194,7 +200,7 @@ def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) ->
 
 def _check_name(cls: type[nn.Module], hook: _Hook, kept: dict[str, Registration]) -> None:
     name = cls.__name__
-    if not name.isidentifier() or name in hook.original.co_varnames or hasattr(builtins, name):
+    if not name.isidentifier() or name in _local_names(hook.original) or hasattr(builtins, name):
         raise RegistrationError(
             f"a module cannot be called {name!r} in a YAML: parse_model or Python uses the name. Rename the class."
         )
@@ -255,12 +261,22 @@ def _source_of(function: FunctionType, version: str) -> tuple[str, int]:
     try:
         lines, first_line = inspect.getsourcelines(function)
     except (OSError, TypeError) as error:
+        if linecache.getlines(function.__code__.co_filename):
+            raise RegistrationError(_not_what_is_loaded(function, version)) from error
         raise RegistrationError(
             f"registration reads the source of parse_model, and {function.__code__.co_filename} (ultralytics "
             f"{version}) is not there: {error}. Nothing was changed. Install ultralytics with its .py files: "
             "pip install --force-reinstall --no-deps ultralytics"
         ) from error
     return "".join(lines), first_line
+
+
+def _not_what_is_loaded(function: FunctionType, version: str) -> str:
+    return (
+        f"the source of parse_model in {function.__code__.co_filename} (ultralytics {version}) is not what is loaded: "
+        "the file has changed since it was imported, or other code has replaced the function's code. Nothing was "
+        "changed. Restart the process, or register before the other code does."
+    )
 
 
 def _future_flags(code: CodeType) -> int:
@@ -272,11 +288,10 @@ def _future_flags(code: CodeType) -> int:
     return code.co_flags & known
 
 
-def _same_code(one: CodeType, other: CodeType) -> bool:
-    # not co_code: the compiler calls methods of names otherwise where it sees them imported in the same file
-    return _outline(one) == _outline(other)
+def _local_names(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames + code.co_cellvars
 
 
 def _outline(code: CodeType) -> tuple[Any, ...]:
     constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-    return code.co_argcount, code.co_varnames, code.co_names, constants
+    return code.co_argcount, _local_names(code), code.co_names, constants

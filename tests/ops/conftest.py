@@ -1,0 +1,33 @@
+"""Fixtures of the operator tests; they import neither ultralytics nor the layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yolo_dcnv4.ops import backend
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+def pytest_report_header(config):
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    lines = [f"dcnv4 backend of {device}: {' - '.join(backend(device))}" for device in devices]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"torch {torch.__version__}, GPUs: {', '.join(gpus) or 'none'}", *lines]
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic algorithms as `yolo train` asks for them; torch.empty then comes filled with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
