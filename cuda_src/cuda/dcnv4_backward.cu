@@ -1,4 +1,3 @@
-#include <limits.h>
 #include <math.h>
 
 #include "launch.h"
@@ -20,6 +19,8 @@ template <typename Accumulator>
 struct FloatSums {
   Accumulator* sums;
 
+  __device__ __forceinline__ FloatSums prepared() const { return *this; }
+
   template <int kChannels>
   __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
 #if __CUDA_ARCH__ >= 900
@@ -37,12 +38,13 @@ struct FloatSums {
       for (int c = 0; c < kChannels; ++c) atomicAdd(sums + index + c, factor * grad[c]);
     }
   }
+
+  __device__ __forceinline__ Accumulator finished(int64_t index) const { return sums[index]; }
 };
 
-// Sums in 64-bit fixed point: integer addition is associative, so any order gives the same bits. The unit is chosen
-// from the largest possible sum, max|grad_output| * max|weight| * number of samples, which leaves two bits to spare.
+// bit patterns of the largest finite magnitudes: those of non-negative numbers order as integers
 struct Bounds {
-  unsigned long long grad, weight;  // bit patterns of non-negative numbers order as integers, NaN above infinity
+  unsigned long long grad, weight;
 };
 
 __device__ __forceinline__ float number(unsigned long long bits, float) {
@@ -52,33 +54,51 @@ __device__ __forceinline__ double number(unsigned long long bits, double) { retu
 __device__ __forceinline__ unsigned long long pattern(float v) { return __float_as_uint(fabsf(v)); }
 __device__ __forceinline__ unsigned long long pattern(double v) { return __double_as_longlong(fabs(v)); }
 
+// Sums in 64-bit fixed point: integer addition is associative, so any order gives the same bits. The unit is chosen so
+// that the largest possible sum, max|grad_output| * max|weight| * number of samples, stays below 2^60. A contribution
+// that is not finite lifts its sum to 2^62, from where the others cannot bring it back below 2^61: it comes out as NaN.
 template <typename Accumulator>
 struct FixedPointSums {
+  static constexpr long long kNotFinite = 1ll << 62;
+
   unsigned long long* sums;
   const Bounds* bounds;
   Accumulator samples;
   bool softmax;
+  int unit;          // exponent of the fixed point's unit
+  Accumulator scale;  // 2^-unit
 
-  // exponent of the unit, or INT_MIN where an input is not finite
-  __device__ __forceinline__ int exponent() const {
-    const Accumulator grad = number(bounds->grad, Accumulator{}), weight = number(bounds->weight, Accumulator{});
-    if (!isfinite(grad) || !isfinite(weight)) return INT_MIN;
-    if (grad == 0 || (weight == 0 && !softmax)) return 0;
-    const int largest = ilogb(grad) + (softmax ? 0 : ilogb(weight)) + ilogb(samples) + 3;
-    // the factor must stay finite in the accumulator's type
-    const int room = sizeof(Accumulator) == 4 ? -126 : -1022;
-    return largest - 62 > room ? largest - 62 : room;
+  __device__ __forceinline__ FixedPointSums prepared() const {
+    FixedPointSums ready = *this;
+    const Accumulator grad = number(bounds->grad, Accumulator{});
+    const Accumulator weight = softmax ? Accumulator{1} : number(bounds->weight, Accumulator{});
+    ready.unit = 0;
+    if (grad > 0 && weight > 0) {
+      const int wanted = ilogb(grad) + ilogb(weight) + ilogb(samples) + 3 - 60;
+      // the scale must stay finite
+      const int room = sizeof(Accumulator) == 4 ? -126 : -1022;
+      ready.unit = wanted > room ? wanted : room;
+    }
+    ready.scale = scalbn(Accumulator{1}, -ready.unit);
+    return ready;
   }
 
   template <int kChannels>
   __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
-    const int unit = exponent();
-    if (unit == INT_MIN) return;
-    const Accumulator scale = scalbn(Accumulator{1}, -unit);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      atomicAdd(sums + index + c, static_cast<unsigned long long>(llrint(factor * grad[c] * scale)));
+      const Accumulator contribution = factor * grad[c];
+      if (isfinite(contribution)) {
+        atomicAdd(sums + index + c, static_cast<unsigned long long>(llrint(contribution * scale)));
+      } else {
+        atomicMax(reinterpret_cast<long long*>(sums + index + c), kNotFinite);
+      }
     }
+  }
+
+  __device__ __forceinline__ Accumulator finished(int64_t index) const {
+    const long long sum = static_cast<long long>(sums[index]);
+    return sum > kNotFinite / 2 ? static_cast<Accumulator>(NAN) : scalbn(static_cast<Accumulator>(sum), unit);
   }
 };
 
@@ -99,7 +119,7 @@ struct PointGradient {
 template <typename T, int kChannels, typename Sums>
 __global__ void __launch_bounds__(kThreads) backward(
     const Geometry<A<T>> g, const Layout layout, const T* __restrict__ grad_output, const T* __restrict__ value,
-    const T* __restrict__ offset_mask, const Sums sums, const bool needs_value, T* __restrict__ grad_offset_mask) {
+    const T* __restrict__ offset_mask, const Sums raw_sums, const bool needs_value, T* __restrict__ grad_offset_mask) {
   const int unit = blockIdx.x * kThreads + threadIdx.x;
   if (unit >= layout.units) return;
   const int pixel = layout.by_pixel.quotient(unit);
@@ -120,6 +140,7 @@ __global__ void __launch_bounds__(kThreads) backward(
   const int channels = layout.groups * layout.group_width;
   const int64_t own_image = n * g.height * g.width * channels + first_channel;
   const Normalizer<A<T>> normalize(g, record);
+  const Sums sums = raw_sums.prepared();
 
   A<T> grad[kChannels];
   const auto load_grad = [&](int vector) {
@@ -192,7 +213,7 @@ __global__ void __launch_bounds__(kThreads) backward(
   }
 }
 
-// largest magnitude of the entries of each row whose index modulo `period` is at least `from`
+// largest finite magnitude of the entries of each row whose index modulo `period` is at least `from`
 template <typename T>
 __global__ void __launch_bounds__(kThreads) find_bound(
     const T* __restrict__ data, Strides strides, int64_t rows, int out_height, int out_width, int64_t entries,
@@ -203,8 +224,9 @@ __global__ void __launch_bounds__(kThreads) find_bound(
     const T* start = data + n * strides.n + y * strides.h + x * strides.w;
     for (int64_t i = threadIdx.x; i < entries; i += kThreads) {
       if (i % period < from) continue;
-      const unsigned long long bits = pattern(to_opmath(start[i]));
-      largest = bits > largest ? bits : largest;
+      const A<T> entry = to_opmath(start[i]);
+      const unsigned long long bits = pattern(entry);
+      largest = isfinite(entry) && bits > largest ? bits : largest;
     }
   }
   for (int step = 16; step > 0; step /= 2) {
@@ -214,23 +236,12 @@ __global__ void __launch_bounds__(kThreads) find_bound(
   if (threadIdx.x % 32 == 0) atomicMax(bound, largest);
 }
 
-template <typename T>
-__device__ __forceinline__ A<T> finished(const FloatSums<A<T>>& sums, int64_t i) {
-  return sums.sums[i];
-}
-template <typename T>
-__device__ __forceinline__ A<T> finished(const FixedPointSums<A<T>>& sums, int64_t i) {
-  const int unit = sums.exponent();
-  // as floating-point sums would, tell whoever checks gradients for overflow
-  if (unit == INT_MIN) return static_cast<A<T>>(NAN);
-  return scalbn(static_cast<A<T>>(static_cast<long long>(sums.sums[i])), unit);
-}
-
 template <typename T, typename Sums>
-__global__ void __launch_bounds__(kThreads) finish(const Sums sums, int64_t count, T* __restrict__ grad_value) {
+__global__ void __launch_bounds__(kThreads) finish(const Sums raw, int64_t count, T* __restrict__ grad_value) {
+  const Sums sums = raw.prepared();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
-    grad_value[i] = from_opmath<T>(finished<T>(sums, i));
+    grad_value[i] = from_opmath<T>(sums.finished(i));
   }
 }
 
@@ -297,7 +308,7 @@ cudaError_t launch_width(const BackwardArgs& args, cudaStream_t stream) {
     const auto samples = static_cast<A<T>>(p.out_pixels()) * p.points;
     return launch<T, kChannels>(
         args,
-        FixedPointSums<A<T>>{static_cast<unsigned long long*>(args.sums), bounds, samples, p.softmax}, stream);
+        FixedPointSums<A<T>>{static_cast<unsigned long long*>(args.sums), bounds, samples, p.softmax, 0, 1}, stream);
   }
   void* sums = args.sums ? args.sums : args.grad_value;
   return launch<T, kChannels>(args, FloatSums<A<T>>{static_cast<A<T>*>(sums)}, stream);
