@@ -154,16 +154,19 @@ def _hand_on(mode: str) -> Callable[[Sequence[str]], int]:
         import yolo_dcnv4
 
         yolo_dcnv4.register()
-        from ultralytics import cfg
+        from ultralytics import cfg, utils
 
-        # `entrypoint` reads the words from here; its own string argument would be split at spaces
-        cfg.ARGV = ["yolo", mode, *words]
+        # ultralytics looks in here in several places; the string that `entrypoint` takes would be split at spaces
+        before = list(cfg.ARGV)
+        cfg.ARGV[:] = utils.ARGV[:] = ["yolo", mode, *words]
         try:
             cfg.entrypoint()
         except Exception as error:
             if _is_about_arguments(error):
                 raise UsageError(str(error)) from error
             raise
+        finally:
+            cfg.ARGV[:] = utils.ARGV[:] = before
         return DONE
 
     return run

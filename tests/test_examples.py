@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ultralytics.nn.modules import Detect
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ["train=8", "val=4", "imgsz=64", "epochs=1", "device=cpu"]
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *words: str, folder: Path, status: int = 0) -> str:
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.returncode == status, process.stdout
+    return process.stdout
+
+
+def test_every_example_is_run_here():
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert scripts and all(f'"{script}.py"' in text for script in scripts)
+
+
+def test_train_from_script(tmp_path: Path):
+    out = run("train_from_script.py", "epochs=1", "imgsz=64", "train=8", "out=here", folder=tmp_path)
+    assert "mAP50 " in out
+    assert (tmp_path / "here" / "train" / "weights" / "best.pt").is_file()
+
+
+def test_register_own_module(tmp_path: Path):
+    out = run("register_own_module.py", folder=tmp_path)
+    assert "2 GatedConv of 32, 64 channels, strides [4, 8]" in out
+
+
+def test_compare_variants(tmp_path: Path):
+    out = run("compare_variants.py", "imgsz=64", "out=table.json", folder=tmp_path)
+    assert re.search(r"fewest parameters: yolov8n-dcnv4-conv\.yaml \(-\d+\.\d % of yolov8n\.yaml\)", out)
+    assert len(json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))) == 5
+
+
+def test_op_alone_learns_the_offset(tmp_path: Path):
+    out = run("op_alone.py", folder=tmp_path)
+    x, y = map(float, re.search(r"offset \((.+?), (.+?)\)", out).groups())
+    assert (x, y) == (pytest.approx(1.5, abs=0.05), pytest.approx(-0.5, abs=0.05))
+
+
+def test_demo_runs_the_plain_command_and_fails_where_nothing_was_learned(tmp_path: Path):
+    out = run("demo.py", f"out={tmp_path / 'demo'}", *DEMO, folder=tmp_path, status=1)
+    assert re.findall(r"^\$ yolo (\w+) model=(\S+)", out, re.MULTILINE) == [
+        ("train", "yolov8n-dcnv4-backbone.yaml"),
+        ("val", str(tmp_path / "demo" / "train" / "weights" / "best.pt")),
+        ("predict", str(tmp_path / "demo" / "train" / "weights" / "best.pt")),
+    ]
+    assert "the model did not learn: mAP50 0.0" in out
+    for file in ("train/results.png", "predict/bus.jpg", "predict/zidane.jpg"):
+        assert (tmp_path / "demo" / file).is_file()
+
+
+def test_demo_passes_on_what_was_wrong(tmp_path: Path):
+    out = run("demo.py", "epoch=1", folder=tmp_path, status=1)
+    assert "demo: unknown argument 'epoch=1'" in out and "Traceback" not in out
+
+
+def test_demo_reads_map50_from_what_val_prints():
+    demo = load("examples/demo.py")
+    printed = (
+        "                 Class     Images  Instances      Box(P          R      mAP50  mAP50-95): 100%\r\n"
+        "                   all         40         73      0.604      0.797      0.774      0.614\n"
+        "                circle         22         26      0.625      0.885      0.881      0.791\n"
+    )
+    assert demo.printed_map50(printed) == 0.774
+    with pytest.raises(SystemExit, match="no line for all classes"):
+        demo.printed_map50("nothing")
+
+
+same_head = pytest.mark.skipif(not hasattr(Detect, "legacy"), reason="this release gives YOLOv8 the head of YOLO11")
+
+
+def readme_rows() -> dict[str, list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(yolov8\{\}\S*\.yaml)` \| [^|]+ \| (.+) \|$", text, re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+@same_head
+def test_readme_table_is_fresh_at_the_smallest_scale():
+    tables, rows = load("docs/tables.py"), readme_rows()
+    assert list(rows) == list(tables.MODELS)
+    assert [cells[0] for cells in rows.values()] == tables.cells("n")
+
+
+@same_head
+@pytest.mark.slow
+def test_readme_table_is_fresh():
+    assert load("docs/tables.py").main(["check=1"]) == 0
+
+
+def test_stale_readme_table_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    tables = load("docs/tables.py")
+    monkeypatch.setattr(tables, "cells", lambda scale: ["0.00 M, 0.0"] * len(tables.MODELS))
+    assert tables.main(["check=1"]) == 1
+
+
+def test_readme_names_only_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`?((?:examples|patches|docs)/[\w.]+|CHANGELOG\.md|CONTRIBUTING\.md|make\.sh)", text)
+    assert named and all((ROOT / name).exists() for name in named)
