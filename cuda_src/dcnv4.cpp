@@ -51,7 +51,7 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
 
   const auto& w = options.window;
   STD_TORCH_CHECK(w.size() == 8, "window must hold 8 ints, got ", w.size());
-  p.window = {narrow("kernel height", w[0], 1),   narrow("kernel width", w[1], 1), narrow("stride height", w[2], 1),
+  p.window = {narrow("kernel height", w[0], 1),   narrow("kernel width", w[1], 1),   narrow("stride height", w[2], 1),
               narrow("stride width", w[3], 1),    narrow("padding height", w[4], 0), narrow("padding width", w[5], 0),
               narrow("dilation height", w[6], 1), narrow("dilation width", w[7], 1)};
 
@@ -63,9 +63,9 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
   const int64_t out_h = (p.height + 2 * w[4] - w[6] * (w[0] - 1) - 1) / w[2] + 1;
   const int64_t out_w = (p.width + 2 * w[5] - w[7] * (w[1] - 1) - 1) / w[3] + 1;
   STD_TORCH_CHECK(
-      offset_mask.size(0) == p.batch && p.out_height == out_h && p.out_width == out_w,
-      "offset_mask must be of shape (", p.batch, ", ", out_h, ", ", out_w, ", R), got (", offset_mask.size(0), ", ",
-      p.out_height, ", ", p.out_width, ", R)");
+      offset_mask.size(0) == p.batch && p.out_height == out_h && p.out_width == out_w, "offset_mask must be of shape (",
+      p.batch, ", ", out_h, ", ", out_w, ", R), got (", offset_mask.size(0), ", ", p.out_height, ", ", p.out_width,
+      ", R)");
 
   p.groups = narrow("groups", options.groups, 1);
   const int channels = narrow("channels of value", value.size(3), 1);
@@ -98,13 +98,9 @@ Tensor empty_output(const Tensor& value, const Problem& p) {
   return torch::stable::new_empty(value, {p.batch, p.out_height, p.out_width, p.channels()});
 }
 
-Tensor empty_like_dense(const Tensor& tensor) {
-  return torch::stable::new_empty(tensor, tensor.sizes());
-}
+Tensor empty_like_dense(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
 
-Tensor zeros_like_dense(const Tensor& tensor) {
-  return torch::stable::new_zeros(tensor, tensor.sizes());
-}
+Tensor zeros_like_dense(const Tensor& tensor) { return torch::stable::new_zeros(tensor, tensor.sizes()); }
 
 }  // namespace yolo_dcnv4
 

@@ -22,13 +22,16 @@ _HOMES = {
     "unregister": "yolo_dcnv4.registry",
     "compare": "yolo_dcnv4.comparison",
 }
+_SUBMODULES = ("modules", "ops", "registry")
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES, *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"yolo_dcnv4.{name}")
     raise AttributeError(f"module 'yolo_dcnv4' has no attribute {name!r}")
 
 

@@ -11,9 +11,8 @@ const CpuKernels& best_kernels() {
 #if defined(DCNV4_X86_KERNELS)
   static const CpuKernels& best = [&]() -> const CpuKernels& {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
       return avx512::kernels;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
@@ -59,8 +58,7 @@ std::tuple<Tensor, Tensor> backward(
   torch::stable::parallel_for(0, p.batch * p.groups, 1, [&](int64_t begin, int64_t end) {
     if (!kernels.backward(args, begin, end)) done = false;
   });
-  STD_TORCH_CHECK(
-      done.load(), "out of memory: no room for ", p.pixels() * p.group_width, " working values a thread");
+  STD_TORCH_CHECK(done.load(), "out of memory: no room for ", p.pixels() * p.group_width, " working values a thread");
   return {grad_value, grad_offset_mask};
 }
 

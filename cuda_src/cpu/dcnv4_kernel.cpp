@@ -243,9 +243,10 @@ PointGradient<A> point_gradient(const Sample<A>& s, const A* grad, const T* grou
   }
   const A(&d)[4] = corner_dot;
   const A factor = s.weight * scale;
-  return {s.bilinear[0] * d[0] + s.bilinear[1] * d[1] + s.bilinear[2] * d[2] + s.bilinear[3] * d[3],
-          factor * ((1 - s.ly) * (d[1] - d[0]) + s.ly * (d[3] - d[2])),
-          factor * ((1 - s.lx) * (d[2] - d[0]) + s.lx * (d[3] - d[1]))};
+  return {
+      s.bilinear[0] * d[0] + s.bilinear[1] * d[1] + s.bilinear[2] * d[2] + s.bilinear[3] * d[3],
+      factor * ((1 - s.ly) * (d[1] - d[0]) + s.ly * (d[3] - d[2])),
+      factor * ((1 - s.lx) * (d[2] - d[0]) + s.lx * (d[3] - d[1]))};
 }
 
 // one image and group at a time: its channels of grad_value belong to no other task, so sums are ordered and final

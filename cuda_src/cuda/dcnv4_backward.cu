@@ -65,7 +65,7 @@ struct FixedPointSums {
   const Bounds* bounds;
   Accumulator samples;
   bool softmax;
-  int unit;          // exponent of the fixed point's unit
+  int unit;           // exponent of the fixed point's unit
   Accumulator scale;  // 2^-unit
 
   __device__ __forceinline__ FixedPointSums prepared() const {
@@ -132,8 +132,7 @@ __global__ void __launch_bounds__(kThreads) backward(
   const int vectors = layout.group_width / kChannels;
 
   const Position<A<T>> at(g, out_y, out_x);
-  const T* record =
-      offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.record;
+  const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.record;
   const T* grads = grad_output + n * layout.grad_output.n + out_y * layout.grad_output.h +
                    out_x * layout.grad_output.w + first_channel;
   const T* image = value + n * g.value_n + first_channel;
@@ -168,7 +167,8 @@ __global__ void __launch_bounds__(kThreads) backward(
           if (!valid[corner]) continue;
           const int y = s.y0 + corner / 2, x = s.x0 + corner % 2;
           Vector<T, kChannels> v;
-          v.load(image + static_cast<int64_t>(y) * g.value_h + static_cast<int64_t>(x) * g.value_w + vector * kChannels);
+          v.load(
+              image + static_cast<int64_t>(y) * g.value_h + static_cast<int64_t>(x) * g.value_w + vector * kChannels);
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) dot[corner] += grad[c] * to_opmath(v.element[c]);
           if (scatter) {
@@ -307,8 +307,8 @@ cudaError_t launch_width(const BackwardArgs& args, cudaStream_t stream) {
     find_bounds<T>(args, bounds, stream);
     const auto samples = static_cast<A<T>>(p.out_pixels()) * p.points;
     return launch<T, kChannels>(
-        args,
-        FixedPointSums<A<T>>{static_cast<unsigned long long*>(args.sums), bounds, samples, p.softmax, 0, 1}, stream);
+        args, FixedPointSums<A<T>>{static_cast<unsigned long long*>(args.sums), bounds, samples, p.softmax, 0, 1},
+        stream);
   }
   void* sums = args.sums ? args.sums : args.grad_value;
   return launch<T, kChannels>(args, FloatSums<A<T>>{static_cast<A<T>*>(sums)}, stream);
@@ -323,8 +323,8 @@ int vector_width(const BackwardArgs& args) {
     return reinterpret_cast<uintptr_t>(start) % (width * sizeof(T)) == 0 && s.n % width == 0 && s.h % width == 0 &&
            s.w % width == 0;
   };
-  while (width > 1 && !(p.group_width % width == 0 && aligned(args.value, p.value) &&
-                        aligned(args.grad_output, p.grad_output))) {
+  while (width > 1 &&
+         !(p.group_width % width == 0 && aligned(args.value, p.value) && aligned(args.grad_output, p.grad_output))) {
     width /= 2;
   }
   return width;

@@ -42,7 +42,7 @@ __device__ void aggregate(
 
 struct Layout {
   int units, vectors, group_width;
-  int64_t row;             // 3 * K
+  int64_t row;                   // 3 * K
   Divider by_vectors, by_lanes;  // vectors a pixel, vectors a group
 };
 
@@ -53,8 +53,8 @@ struct Unit {
   const T* image;
   const T* record;
 
-  __device__ __forceinline__ Unit(
-      const Geometry<A<T>>& g, const Layout& layout, int unit, const T* value, const T* offset_mask)
+  __device__ __forceinline__
+  Unit(const Geometry<A<T>>& g, const Layout& layout, int unit, const T* value, const T* offset_mask)
       : at(g, 0, 0) {
     const int pixel = layout.by_vectors.quotient(unit);
     const int vector = unit - pixel * layout.vectors;
@@ -74,7 +74,8 @@ __device__ __forceinline__ void write(
   Vector<T, kChannels> result;
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) result.element[c] = from_opmath<T>(sum[c]);
-  result.store(out + static_cast<int64_t>(blockIdx.y) * layout.units * kChannels + static_cast<int64_t>(unit) * kChannels);
+  result.store(
+      out + static_cast<int64_t>(blockIdx.y) * layout.units * kChannels + static_cast<int64_t>(unit) * kChannels);
 }
 
 template <typename T, int kChannels>
@@ -141,9 +142,9 @@ __device__ __forceinline__ float saturating_difference(float a, float b) {
 // Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
 // max(0, 1 - |x - p|), so points at and beyond the border need no case of their own. NaN gives zero weights.
 struct Axis {
-  float last;          // largest position whose floor leaves room for the second neighbour
+  float last;           // largest position whose floor leaves room for the second neighbour
   float second_exists;  // 1, or -1 where the image is one pixel wide
-  int step;            // elements to the second neighbour
+  int step;             // elements to the second neighbour
 };
 
 // adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
@@ -221,8 +222,9 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
 }
 
 Axis make_axis(int size, int64_t stride) {
-  return {size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
-          size > 1 ? static_cast<int>(stride) : 0};
+  return {
+      size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
+      size > 1 ? static_cast<int>(stride) : 0};
 }
 
 bool fits_3x3(const Problem& p, int element_bytes) {
@@ -269,9 +271,8 @@ int vector_width(const ForwardArgs& args) {
   const Problem& p = args.problem;
   int width = 16 / static_cast<int>(sizeof(T));
   const auto aligned = [&](int64_t elements) { return elements % width == 0; };
-  while (width > 1 &&
-         !(p.group_width % width == 0 && aligned(p.value.n) && aligned(p.value.h) && aligned(p.value.w) &&
-           reinterpret_cast<uintptr_t>(args.value) % (width * sizeof(T)) == 0)) {
+  while (width > 1 && !(p.group_width % width == 0 && aligned(p.value.n) && aligned(p.value.h) && aligned(p.value.w) &&
+                        reinterpret_cast<uintptr_t>(args.value) % (width * sizeof(T)) == 0)) {
     width /= 2;
   }
   return width;

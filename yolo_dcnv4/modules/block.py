@@ -25,7 +25,7 @@ class Bottleneck_DCNv4(Bottleneck):
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: tuple = (3, 3), e: float = 0.5):
         super().__init__(c1, c2, shortcut, g, k, e)
         kernel = k[1] if isinstance(k[1], int) else k[1][0]
-        self.cv2 = DCNv4Conv(int(c2 * e), c2, kernel)
+        self.cv2 = DCNv4Conv(int(c2 * e), c2, kernel)  # type: ignore[assignment]  # in the role of Conv
 
 
 class C2f_DCNv4(C2f):
@@ -56,7 +56,7 @@ class C3k2_DCNv4(C3k2):
 
     def _with_dcnv4(self, block: nn.Module) -> nn.Module:
         if isinstance(block, C3k):
-            return C3k_DCNv4(self.c, self.c, len(block.m), block.m[0].add)
+            return C3k_DCNv4(self.c, self.c, len(block.m), bool(block.m[0].add))
         if isinstance(block, Bottleneck):
             return Bottleneck_DCNv4(self.c, self.c, block.add)
         if isinstance(block, nn.Sequential):

@@ -54,7 +54,7 @@ class _Samples(NamedTuple):
 class _Corner(NamedTuple):
     """One bilinear corner of one sampling point; each tensor is (N, H_out * W_out, groups, 1)."""
 
-    index: Tensor  # pixel row * W + column, 0 where invalid
+    pixel: Tensor  # pixel row * W + column, 0 where invalid
     valid: Tensor
     bilinear: Tensor
     slope_x: Tensor  # derivative of the bilinear factor with respect to x and y
@@ -78,18 +78,18 @@ def _samples(
     n, out_h, out_w = offset_mask.shape[:3]
     grid = win.grid(remove_center)
     points = len(grid)
-    like = {"dtype": _opmath(offset_mask.dtype), "device": offset_mask.device}
+    dtype, device = _opmath(offset_mask.dtype), offset_mask.device
 
-    records = offset_mask[..., : 3 * groups * points].to(like["dtype"]).reshape(n, out_h, out_w, groups, 3 * points)
+    records = offset_mask[..., : 3 * groups * points].to(dtype).reshape(n, out_h, out_w, groups, 3 * points)
     offsets = records[..., : 2 * points].unflatten(-1, (points, 2))
     weights = records[..., 2 * points :]
     if softmax:
         weights = weights.softmax(-1)
 
-    grid_x = torch.tensor([i * win.dilation_w for i, _ in grid], **like)
-    grid_y = torch.tensor([j * win.dilation_h for _, j in grid], **like)
-    centers_x = torch.arange(out_w, **like) * win.stride_w + (win.half_w - win.pad_w)
-    centers_y = torch.arange(out_h, **like) * win.stride_h + (win.half_h - win.pad_h)
+    grid_x = torch.tensor([i * win.dilation_w for i, _ in grid], dtype=dtype, device=device)
+    grid_y = torch.tensor([j * win.dilation_h for _, j in grid], dtype=dtype, device=device)
+    centers_x = torch.arange(out_w, dtype=dtype, device=device) * win.stride_w + (win.half_w - win.pad_w)
+    centers_y = torch.arange(out_h, dtype=dtype, device=device) * win.stride_h + (win.half_h - win.pad_h)
     base_x = (centers_x - win.half_w * offset_scale).view(1, 1, out_w, 1, 1)
     base_y = (centers_y - win.half_h * offset_scale).view(1, out_h, 1, 1, 1)
     x = base_x + (grid_x + offsets[..., 0]) * offset_scale
@@ -135,7 +135,7 @@ def reference_forward(
         weight = samples.weights[..., k].reshape(n, out_h * out_w, groups, 1)
         for corner in _corners(samples, k, size):
             # zeroed before and after the product: neither a NaN pixel nor a NaN gradient times zero is zero
-            gathered = torch.where(corner.valid, pixels.gather(1, corner.index.expand_as(out)), 0)
+            gathered = torch.where(corner.valid, pixels.gather(1, corner.pixel.expand_as(out)), 0)
             out = out + torch.where(corner.valid, gathered * (weight * corner.bilinear), 0)
     return out.reshape(n, out_h, out_w, channels).to(value.dtype)
 
@@ -175,9 +175,9 @@ def reference_backward(
         for corner in _corners(samples, k, size):
             if needs_value:
                 share = torch.where(corner.valid, grad * (weight * corner.bilinear), 0)
-                grad_pixels.scatter_add_(1, corner.index.expand_as(grad), share)
+                grad_pixels.scatter_add_(1, corner.pixel.expand_as(grad), share)
             if needs_offset_mask:
-                gathered = pixels.gather(1, corner.index.expand_as(grad))
+                gathered = pixels.gather(1, corner.pixel.expand_as(grad))
                 dot = torch.where(corner.valid, (gathered * grad).sum(-1, keepdim=True), 0)
                 grad_weights[..., k] += (dot * corner.bilinear)[..., 0]
                 grad_offsets[..., k, 0] += (dot * weight * corner.slope_x)[..., 0]
