@@ -96,7 +96,8 @@ def test_compiler_fetched_by_the_build_does_not_make_pip_run_again(checkout: Pat
 
 
 def test_failing_pip_shows_the_end_of_its_log(checkout: Path, monkeypatch: pytest.MonkeyPatch):
-    talkative = [sys.executable, "-c", "import sys; [print('line', i) for i in range(40)]; sys.exit('no such package')"]
+    script = "import sys; [print('line', i) for i in range(40)]; print('no such package'); sys.exit(1)"
+    talkative = [sys.executable, "-c", script]
     run = subprocess.run
     monkeypatch.setattr(environment.subprocess, "run", lambda command, **options: run(talkative, **options))
     with pytest.raises(BuildError) as caught:
