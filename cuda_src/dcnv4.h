@@ -37,4 +37,20 @@ struct Problem {
   int64_t pixels() const { return static_cast<int64_t>(height) * width; }
 };
 
+struct ForwardArgs {
+  Problem problem;
+  const void* value;
+  const void* offset_mask;
+  void* out;  // contiguous
+};
+
+struct BackwardArgs {
+  Problem problem;
+  const void* grad_output;
+  const void* value;
+  const void* offset_mask;
+  void* grad_value;        // contiguous; null where it is not needed
+  void* grad_offset_mask;  // contiguous, padding zero-filled; null where it is not needed
+};
+
 }  // namespace yolo_dcnv4

@@ -5,22 +5,6 @@
 
 namespace yolo_dcnv4 {
 
-struct ForwardArgs {
-  Problem problem;
-  const void* value;
-  const void* offset_mask;
-  void* out;
-};
-
-struct BackwardArgs {
-  Problem problem;
-  const void* grad_output;
-  const void* value;
-  const void* offset_mask;
-  void* grad_value;        // null where it is not needed; zero-filled, contiguous
-  void* grad_offset_mask;  // null where it is not needed; contiguous, padding zero-filled
-};
-
 struct CpuKernels {
   // rows [begin, end) of the batch * out_height output rows
   void (*forward)(const ForwardArgs&, int64_t begin, int64_t end);

@@ -2,6 +2,8 @@
 
 #include "launch.h"
 #include "sampling.cuh"
+#include "sums.cuh"
+#include "value_gradient.cuh"
 
 namespace yolo_dcnv4 {
 
@@ -13,94 +15,6 @@ constexpr int64_t kMostImages = 65535;
 
 template <typename T>
 using A = typename Opmath<T>::type;
-
-// sums of grad_value by floating-point reductions, in no fixed order
-template <typename Accumulator>
-struct FloatSums {
-  Accumulator* sums;
-
-  __device__ __forceinline__ FloatSums prepared() const { return *this; }
-
-  template <int kChannels>
-  __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
-#if __CUDA_ARCH__ >= 900
-    if constexpr (sizeof(Accumulator) == 4 && kChannels % 4 == 0) {
-#pragma unroll
-      for (int c = 0; c < kChannels; c += 4) {
-        atomicAdd(
-            reinterpret_cast<float4*>(sums + index + c),
-            make_float4(factor * grad[c], factor * grad[c + 1], factor * grad[c + 2], factor * grad[c + 3]));
-      }
-    } else
-#endif
-    {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) atomicAdd(sums + index + c, factor * grad[c]);
-    }
-  }
-
-  __device__ __forceinline__ Accumulator finished(int64_t index) const { return sums[index]; }
-};
-
-// bit patterns of the largest finite magnitudes: those of non-negative numbers order as integers
-struct Bounds {
-  unsigned long long grad, weight;
-};
-
-__device__ __forceinline__ float number(unsigned long long bits, float) {
-  return __uint_as_float(static_cast<uint32_t>(bits));
-}
-__device__ __forceinline__ double number(unsigned long long bits, double) { return __longlong_as_double(bits); }
-__device__ __forceinline__ unsigned long long pattern(float v) { return __float_as_uint(fabsf(v)); }
-__device__ __forceinline__ unsigned long long pattern(double v) { return __double_as_longlong(fabs(v)); }
-
-// Sums in 64-bit fixed point: integer addition is associative, so any order gives the same bits. The unit is chosen so
-// that the largest possible sum, max|grad_output| * max|weight| * number of samples, stays below 2^60. A contribution
-// that is not finite lifts its sum to 2^62, from where the others cannot bring it back below 2^61: it comes out as NaN.
-template <typename Accumulator>
-struct FixedPointSums {
-  static constexpr long long kNotFinite = 1ll << 62;
-
-  unsigned long long* sums;
-  const Bounds* bounds;
-  Accumulator samples;
-  bool softmax;
-  int unit;           // exponent of the fixed point's unit
-  Accumulator scale;  // 2^-unit
-
-  __device__ __forceinline__ FixedPointSums prepared() const {
-    FixedPointSums ready = *this;
-    const Accumulator grad = number(bounds->grad, Accumulator{});
-    const Accumulator weight = softmax ? Accumulator{1} : number(bounds->weight, Accumulator{});
-    ready.unit = 0;
-    if (grad > 0 && weight > 0) {
-      const int wanted = ilogb(grad) + ilogb(weight) + ilogb(samples) + 3 - 60;
-      // the scale must stay finite
-      const int room = sizeof(Accumulator) == 4 ? -126 : -1022;
-      ready.unit = wanted > room ? wanted : room;
-    }
-    ready.scale = scalbn(Accumulator{1}, -ready.unit);
-    return ready;
-  }
-
-  template <int kChannels>
-  __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      const Accumulator contribution = factor * grad[c];
-      if (isfinite(contribution)) {
-        atomicAdd(sums + index + c, static_cast<unsigned long long>(llrint(contribution * scale)));
-      } else {
-        atomicMax(reinterpret_cast<long long*>(sums + index + c), kNotFinite);
-      }
-    }
-  }
-
-  __device__ __forceinline__ Accumulator finished(int64_t index) const {
-    const long long sum = static_cast<long long>(sums[index]);
-    return sum > kNotFinite / 2 ? static_cast<Accumulator>(NAN) : scalbn(static_cast<Accumulator>(sum), unit);
-  }
-};
 
 struct Layout {
   int units;  // pixels * groups * lanes
@@ -248,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) finish(const Sums raw, int64_t count
 int grid_for(int64_t work, int64_t most) { return static_cast<int>(work < most ? (work > 0 ? work : 1) : most); }
 
 template <typename T, int kChannels, typename Sums>
-cudaError_t launch(const BackwardArgs& args, Sums sums, cudaStream_t stream) {
+cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream) {
   const Problem& p = args.problem;
   const Geometry<A<T>> g(p);
   Layout layout;
@@ -267,14 +181,24 @@ cudaError_t launch(const BackwardArgs& args, Sums sums, cudaStream_t stream) {
   const auto* value = static_cast<const T*>(args.value);
   const auto* offset_mask = static_cast<const T*>(args.offset_mask);
   auto* grad_offset_mask = static_cast<T*>(args.grad_offset_mask);
+  const bool tiled = args.grad_value && fits_tiles<T>(p);
+  const bool scatters = args.grad_value && !tiled;
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
+    const T* grads = grad_output + first * p.grad_output.n;
+    const T* records = offset_mask + first * p.offset_mask.n;
     Sums shifted = sums;
     shifted.sums += first * p.pixels() * p.channels();
+    if constexpr (sizeof(T) <= 4) {
+      if (tiled) {
+        const cudaError_t status = launch_tiles<T, kChannels>(p, grads, records, shifted, images, stream);
+        if (status != cudaSuccess) return status;
+      }
+    }
+    if (!scatters && !grad_offset_mask) continue;
+    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
     backward<T, kChannels, Sums><<<grid, kThreads, 0, stream>>>(
-        g, layout, grad_output + first * p.grad_output.n, value + first * p.value.n,
-        offset_mask + first * p.offset_mask.n, shifted, args.grad_value != nullptr,
+        g, layout, grads, value + first * p.value.n, records, shifted, scatters,
         grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * p.row : nullptr);
   }
   if (args.grad_value && args.sums) {
@@ -286,7 +210,7 @@ cudaError_t launch(const BackwardArgs& args, Sums sums, cudaStream_t stream) {
 }
 
 template <typename T>
-void find_bounds(const BackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
+void find_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
   const Problem& p = args.problem;
   const int64_t rows = p.batch * p.out_pixels();
   const int grid = grid_for(rows, 2048);
@@ -300,7 +224,7 @@ void find_bounds(const BackwardArgs& args, Bounds* bounds, cudaStream_t stream) 
 }
 
 template <typename T, int kChannels>
-cudaError_t launch_width(const BackwardArgs& args, cudaStream_t stream) {
+cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
   if (args.deterministic && args.grad_value) {
     auto* bounds = static_cast<Bounds*>(args.bounds);
@@ -316,7 +240,7 @@ cudaError_t launch_width(const BackwardArgs& args, cudaStream_t stream) {
 
 // the widest vector that divides the groups and finds every address aligned
 template <typename T>
-int vector_width(const BackwardArgs& args) {
+int vector_width(const CudaBackwardArgs& args) {
   const Problem& p = args.problem;
   int width = 16 / static_cast<int>(sizeof(T));
   const auto aligned = [&](const void* start, const Strides& s) {
@@ -331,7 +255,7 @@ int vector_width(const BackwardArgs& args) {
 }
 
 template <typename T>
-cudaError_t launch_type(const BackwardArgs& args, cudaStream_t stream) {
+cudaError_t launch_type(const CudaBackwardArgs& args, cudaStream_t stream) {
   switch (vector_width<T>(args)) {
     case 8:
       if constexpr (sizeof(T) == 2) return launch_width<T, 8>(args, stream);
@@ -349,7 +273,7 @@ cudaError_t launch_type(const BackwardArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t launch_backward(const BackwardArgs& args, cudaStream_t stream) {
+cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream) {
   switch (args.problem.dtype) {
     case DType::float64:
       return launch_type<double>(args, stream);

@@ -78,13 +78,9 @@ std::tuple<Tensor, Tensor> backward(
   }
   if (p.batch > 0) {
     const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-    const BackwardArgs args{
-        p,
-        grad_output.data_ptr(),
-        value.data_ptr(),
-        offset_mask.data_ptr(),
-        pointer(grad_value),
-        pointer(grad_offset_mask),
+    const CudaBackwardArgs args{
+        {p, grad_output.data_ptr(), value.data_ptr(), offset_mask.data_ptr(), pointer(grad_value),
+         pointer(grad_offset_mask)},
         pointer(sums),
         pointer(bounds),
         deterministic};

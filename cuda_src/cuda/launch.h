@@ -7,20 +7,7 @@
 
 namespace yolo_dcnv4 {
 
-struct ForwardArgs {
-  Problem problem;
-  const void* value;
-  const void* offset_mask;
-  void* out;  // contiguous
-};
-
-struct BackwardArgs {
-  Problem problem;
-  const void* grad_output;
-  const void* value;
-  const void* offset_mask;
-  void* grad_value;        // contiguous; null where it is not needed
-  void* grad_offset_mask;  // contiguous, padding zero-filled; null where it is not needed
+struct CudaBackwardArgs : BackwardArgs {
   // grad_value before rounding, zero-filled: float32, or int64 fixed point where deterministic;
   // null where grad_value itself has the accumulation type and is zero-filled
   void* sums;
@@ -29,7 +16,7 @@ struct BackwardArgs {
 };
 
 cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream);
-cudaError_t launch_backward(const BackwardArgs& args, cudaStream_t stream);
+cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream);
 
 // whether this library holds code for the current device
 cudaError_t probe_device();

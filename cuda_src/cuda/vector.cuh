@@ -79,6 +79,11 @@ union Vector {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) piece[i] = __ldg(reinterpret_cast<const Type*>(from) + i);
   }
+  // from shared memory, or from global memory that the kernel writes too
+  __device__ __forceinline__ void copy(const T* from) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) piece[i] = reinterpret_cast<const Type*>(from)[i];
+  }
   __device__ __forceinline__ void store(T* to) const {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) reinterpret_cast<Type*>(to)[i] = piece[i];

@@ -1,0 +1,240 @@
+// grad_value, tile by tile: sort the corners by the pixel they fall on, then let one thread sum up each pixel
+#pragma once
+
+#include "../dcnv4.h"
+#include "sampling.cuh"
+#include "sums.cuh"
+
+namespace yolo_dcnv4 {
+namespace {
+
+// A block takes a square of output pixels and one group. Almost all corners of its samples fall into a region around
+// the square, 16 x 16 input pixels: their sums leave the block once instead of once a corner. The others go out one by
+// one.
+constexpr int kRegion = 16;
+constexpr int kTargets = kRegion * kRegion;
+constexpr int kTileThreads = 128;
+constexpr int kSamplesAThread = 5;
+constexpr int kMostSamples = 576;  // 8 x 8 pixels with 9 points
+static_assert(kMostSamples <= kTileThreads * kSamplesAThread, "every sample has a thread");
+static_assert(kTargets == 2 * kTileThreads, "the scan gives each thread two targets");
+constexpr int kMostRowBytes = 512;  // of a group's gradient at one pixel
+
+struct Corner {
+  float weight;
+  uint32_t source;  // output pixel of the tile in the upper half; the lower half makes corners distinct
+};
+
+struct Tiling {
+  int side, columns, out_height;
+  int groups, group_width;
+  int origin_h, origin_w;  // the region's first pixel, relative to side * stride * tile
+  int64_t record;          // 3 * K
+  Strides grad_output;
+  Divider by_groups, by_columns, by_side, by_points;
+
+  // whether most corners of a tile fall into its region
+  static int side_for(const Problem& p) {
+    const Window& w = p.window;
+    if ((w.kernel_h - 1) * w.dilation_h > 4 || (w.kernel_w - 1) * w.dilation_w > 4) return 0;
+    for (const int side : {8, 4}) {
+      const int reach = (side - 1) * (w.stride_h > w.stride_w ? w.stride_h : w.stride_w) + 1;
+      if (reach <= kRegion / 2 && side * side * p.points <= kMostSamples) return side;
+    }
+    return 0;
+  }
+
+  explicit Tiling(const Problem& p)
+      : side(side_for(p)),
+        columns((p.out_width + side - 1) / side),
+        out_height(p.out_height),
+        groups(p.groups),
+        group_width(p.group_width),
+        origin_h(Geometry<float>::half_h(p) - p.window.pad_h - (kRegion - (side - 1) * p.window.stride_h - 1) / 2),
+        origin_w(Geometry<float>::half_w(p) - p.window.pad_w - (kRegion - (side - 1) * p.window.stride_w - 1) / 2),
+        record(3 * static_cast<int64_t>(p.points)),
+        grad_output(p.grad_output),
+        by_groups(p.groups),
+        by_columns(columns),
+        by_side(side),
+        by_points(p.points) {}
+
+  int tiles() const { return columns * ((out_height + side - 1) / side); }
+  __host__ __device__ int pixels() const { return side * side; }
+  __host__ __device__ int corners(int points) const { return 4 * pixels() * points; }
+};
+
+__device__ __forceinline__ void sort_by_source(Corner* corners, int count) {
+  for (int i = 1; i < count; ++i) {
+    const Corner moved = corners[i];
+    int place = i;
+    for (; place > 0 && corners[place - 1].source > moved.source; --place) corners[place] = corners[place - 1];
+    corners[place] = moved;
+  }
+}
+
+template <typename T, int kChannels, typename Sums>
+__global__ void __launch_bounds__(kTileThreads) sum_tiles(
+    const Geometry<float> g, const Tiling t, const T* __restrict__ grad_output, const T* __restrict__ offset_mask,
+    const Sums raw_sums) {
+  extern __shared__ uint4 shared[];
+  __shared__ int first[kTargets + 1];
+  __shared__ int warp_totals[kTileThreads / 32];
+  Corner* corners = reinterpret_cast<Corner*>(shared);
+  T* rows = reinterpret_cast<T*>(corners + t.corners(g.points));
+
+  const int tile = t.by_groups.quotient(blockIdx.x);
+  const int group = blockIdx.x - tile * t.groups;
+  const int tile_y = t.by_columns.quotient(tile);
+  const int tile_x = tile - tile_y * t.columns;
+  const int64_t n = blockIdx.y;
+  const int region_y = tile_y * t.side * g.stride_h + t.origin_h;
+  const int region_x = tile_x * t.side * g.stride_w + t.origin_w;
+  const int vectors = t.group_width / kChannels;
+  const int channels = t.groups * t.group_width;
+  const int64_t own_image = n * g.height * g.width * channels + group * t.group_width;
+  const Sums sums = raw_sums.prepared();
+
+  const auto output_pixel = [&](int pixel, int& y, int& x) {
+    const int row = t.by_side.quotient(pixel);
+    y = tile_y * t.side + row;
+    x = tile_x * t.side + pixel - row * t.side;
+    return y < t.out_height && x < g.out_width;
+  };
+
+  for (int i = threadIdx.x; i < kTargets; i += kTileThreads) first[i] = 0;
+  const T* grads = grad_output + n * t.grad_output.n + group * t.group_width;
+  for (int i = threadIdx.x; i < t.side * t.side * vectors; i += kTileThreads) {
+    const int pixel = i / vectors;
+    int y, x;
+    if (!output_pixel(pixel, y, x)) continue;
+    Vector<T, kChannels> v;
+    v.load(grads + y * t.grad_output.h + x * t.grad_output.w + (i - pixel * vectors) * kChannels);
+    v.store(rows + i * kChannels);
+  }
+  __syncthreads();
+
+  // count the corners of each target; what a sample needs later stays in registers
+  constexpr uint32_t kNone = 0xffffffffu;
+  uint32_t slots[kSamplesAThread][4];  // rank among the target's corners, and target
+  float weights[kSamplesAThread][4];
+#pragma unroll
+  for (int i = 0; i < kSamplesAThread; ++i) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) slots[i][c] = kNone;
+    const int sample = threadIdx.x + i * kTileThreads;
+    if (sample >= t.side * t.side * g.points) continue;
+    const int pixel = t.by_points.quotient(sample);
+    const int k = sample - pixel * g.points;
+    int out_y, out_x;
+    if (!output_pixel(pixel, out_y, out_x)) continue;
+    const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * t.record;
+    const Sample<float> s(g, Position<float>(g, out_y, out_x), record, k);
+    if (!s.inside) continue;
+    const float m = Normalizer<float>(g, record)(to_opmath(record[2 * g.points + k]));
+    const bool valid[4] = {s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right};
+    weights[i][0] = m * (1 - s.ly) * (1 - s.lx);
+    weights[i][1] = m * (1 - s.ly) * s.lx;
+    weights[i][2] = m * s.ly * (1 - s.lx);
+    weights[i][3] = m * s.ly * s.lx;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (!valid[c]) continue;
+      const int y = s.y0 + c / 2, x = s.x0 + c % 2;
+      const int local_y = y - region_y, local_x = x - region_x;
+      if (static_cast<unsigned>(local_y) < kRegion && static_cast<unsigned>(local_x) < kRegion) {
+        const uint32_t target = local_y * kRegion + local_x;
+        slots[i][c] = static_cast<uint32_t>(atomicAdd(&first[target], 1)) << 8 | target;
+        continue;
+      }
+      for (int vector = 0; vector < vectors; ++vector) {
+        float grad[kChannels];
+#pragma unroll
+        for (int e = 0; e < kChannels; ++e) grad[e] = to_opmath(rows[(pixel * vectors + vector) * kChannels + e]);
+        sums.template add<kChannels>(
+            own_image + static_cast<int64_t>(y * g.width + x) * channels + vector * kChannels, grad, weights[i][c]);
+      }
+    }
+  }
+  __syncthreads();
+
+  // exclusive prefix sum of the counts
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int even = first[2 * threadIdx.x], odd = first[2 * threadIdx.x + 1];
+  int running = even + odd;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int left = __shfl_up_sync(0xffffffffu, running, step);
+    if (lane >= step) running += left;
+  }
+  if (lane == 31) warp_totals[warp] = running;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) running += warp_totals[w];
+  first[2 * threadIdx.x] = running - even - odd;
+  first[2 * threadIdx.x + 1] = running - odd;
+  if (threadIdx.x == kTileThreads - 1) first[kTargets] = running;
+  __syncthreads();
+
+#pragma unroll
+  for (int i = 0; i < kSamplesAThread; ++i) {
+    const int sample = threadIdx.x + i * kTileThreads;
+    const uint32_t pixel = t.by_points.quotient(sample);
+    const uint32_t k = sample - pixel * g.points;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (slots[i][c] == kNone) continue;
+      corners[first[slots[i][c] & 0xff] + (slots[i][c] >> 8)] = {weights[i][c], pixel << 16 | (4 * k + c)};
+    }
+  }
+  __syncthreads();
+
+  if constexpr (Sums::kOrdered) {
+    for (int i = threadIdx.x; i < kTargets; i += kTileThreads)
+      sort_by_source(corners + first[i], first[i + 1] - first[i]);
+    __syncthreads();
+  }
+
+  for (int i = threadIdx.x; i < kTargets * vectors; i += kTileThreads) {
+    const int place = i / vectors, vector = i - place * vectors;
+    // a warp takes squares of targets: their counts are more alike than those of a row
+    const int local_y = place / 64 * 4 + place % 16 / 4, local_x = place / 16 % 4 * 4 + place % 4;
+    const int target = local_y * kRegion + local_x;
+    const int begin = first[target], end = first[target + 1];
+    if (begin == end) continue;
+    float sum[kChannels] = {};
+    for (int j = begin; j < end; ++j) {
+      const Corner corner = corners[j];
+      Vector<T, kChannels> v;
+      v.copy(rows + ((corner.source >> 16) * vectors + vector) * kChannels);
+#pragma unroll
+      for (int e = 0; e < kChannels; ++e) sum[e] = fmaf(corner.weight, to_opmath(v.element[e]), sum[e]);
+    }
+    const int64_t pixel = static_cast<int64_t>(region_y + local_y) * g.width + region_x + local_x;
+    sums.template add<kChannels>(own_image + pixel * channels + vector * kChannels, sum, 1.f);
+  }
+}
+
+// whether sum_tiles takes the problem
+template <typename T>
+bool fits_tiles(const Problem& p) {
+  return sizeof(T) <= 4 && Tiling::side_for(p) > 0 && p.group_width * sizeof(T) <= kMostRowBytes;
+}
+
+template <typename T, int kChannels, typename Sums>
+cudaError_t launch_tiles(
+    const Problem& p, const T* grad_output, const T* offset_mask, Sums sums, int64_t images, cudaStream_t stream) {
+  const Tiling tiling(p);
+  const size_t bytes = tiling.corners(p.points) * sizeof(Corner) + tiling.pixels() * p.group_width * sizeof(T);
+  const auto kernel = sum_tiles<T, kChannels, Sums>;
+  if (bytes > 48 * 1024) {
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (status != cudaSuccess) return status;
+  }
+  const dim3 grid(tiling.tiles() * p.groups, static_cast<unsigned>(images));
+  kernel<<<grid, kTileThreads, bytes, stream>>>(Geometry<float>(p), tiling, grad_output, offset_mask, sums);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace yolo_dcnv4
