@@ -1,6 +1,7 @@
 #include <math.h>
 
 #include "launch.h"
+#include "offset_gradient.cuh"
 #include "sampling.cuh"
 #include "sums.cuh"
 #include "value_gradient.cuh"
@@ -16,115 +17,24 @@ constexpr int64_t kMostImages = 65535;
 template <typename T>
 using A = typename Opmath<T>::type;
 
-struct Layout {
-  int units;  // pixels * groups * lanes
-  int groups, group_width, lanes;
-  int64_t row, record;  // R and 3 * K
-  Strides grad_output;
-  Divider by_pixel, by_lanes;
-};
-
-template <typename Accumulator>
-struct PointGradient {
-  Accumulator weight = 0, x = 0, y = 0;
-};
-
-// `lanes` neighbouring threads share one output pixel and group; each takes every lanes-th vector of channels
+// any window: gradients of offsets and weights, and the corners of grad_value one by one
 template <typename T, int kChannels, typename Sums>
-__global__ void __launch_bounds__(kThreads) backward(
-    const Geometry<A<T>> g, const Layout layout, const T* __restrict__ grad_output, const T* __restrict__ value,
+__global__ void __launch_bounds__(kGradientThreads) backward_any_window(
+    const Geometry<A<T>> g, const GradientLayout layout, const T* __restrict__ grad_output, const T* __restrict__ value,
     const T* __restrict__ offset_mask, const Sums raw_sums, const bool needs_value, T* __restrict__ grad_offset_mask) {
-  const int unit = blockIdx.x * kThreads + threadIdx.x;
+  const int unit = blockIdx.x * kGradientThreads + threadIdx.x;
   if (unit >= layout.units) return;
-  const int pixel = layout.by_pixel.quotient(unit);
-  const int group = layout.by_lanes.quotient(unit - pixel * layout.groups * layout.lanes);
-  const int lane = unit & (layout.lanes - 1);
-  const int out_y = g.by_out_width.quotient(pixel);
-  const int out_x = pixel - out_y * g.out_width;
-  const int64_t n = blockIdx.y;
-  const int first_channel = group * layout.group_width;
-  const int vectors = layout.group_width / kChannels;
-
-  const Position<A<T>> at(g, out_y, out_x);
-  const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.record;
-  const T* grads = grad_output + n * layout.grad_output.n + out_y * layout.grad_output.h +
-                   out_x * layout.grad_output.w + first_channel;
-  const T* image = value + n * g.value_n + first_channel;
-  const int channels = layout.groups * layout.group_width;
-  const int64_t own_image = n * g.height * g.width * channels + first_channel;
-  const Normalizer<A<T>> normalize(g, record);
+  const GradientUnit<T> u(g, layout, unit, kChannels, grad_output, value, offset_mask, grad_offset_mask);
   const Sums sums = raw_sums.prepared();
-
+  const int channels = layout.groups * layout.group_width;
+  const int64_t own_image = static_cast<int64_t>(blockIdx.y) * g.height * g.width * channels + u.first_channel;
   A<T> grad[kChannels];
-  const auto load_grad = [&](int vector) {
-    Vector<T, kChannels> v;
-    v.load(grads + vector * kChannels);
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) grad[c] = to_opmath(v.element[c]);
-  };
-  // one vector a lane is the common case: it stays in registers
-  const bool reload = vectors > layout.lanes;
-  if (lane < vectors) load_grad(lane);
-
-  const auto point = [&](int k, bool scatter) {
-    PointGradient<A<T>> d;
-    const Sample<A<T>> s(g, at, record, k);
-    if (s.inside) {
-      const A<T> m = normalize(to_opmath(record[2 * g.points + k]));
-      const bool valid[4] = {s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right};
-      const A<T> bilinear[4] = {(1 - s.ly) * (1 - s.lx), (1 - s.ly) * s.lx, s.ly * (1 - s.lx), s.ly * s.lx};
-      for (int vector = lane; vector < vectors; vector += layout.lanes) {
-        if (reload) load_grad(vector);
-        A<T> dot[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          if (!valid[corner]) continue;
-          const int y = s.y0 + corner / 2, x = s.x0 + corner % 2;
-          Vector<T, kChannels> v;
-          v.load(
-              image + static_cast<int64_t>(y) * g.value_h + static_cast<int64_t>(x) * g.value_w + vector * kChannels);
-#pragma unroll
-          for (int c = 0; c < kChannels; ++c) dot[corner] += grad[c] * to_opmath(v.element[c]);
-          if (scatter) {
-            const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * channels + vector * kChannels;
-            sums.template add<kChannels>(target, grad, m * bilinear[corner]);
-          }
-        }
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) d.weight += bilinear[corner] * dot[corner];
-        d.x += (1 - s.ly) * (dot[1] - dot[0]) + s.ly * (dot[3] - dot[2]);
-        d.y += (1 - s.lx) * (dot[2] - dot[0]) + s.lx * (dot[3] - dot[1]);
-      }
-      d.x *= m * g.scale;
-      d.y *= m * g.scale;
-    }
-    if (grad_offset_mask) {
-      const unsigned first_member = threadIdx.x % 32 & ~(layout.lanes - 1);
-      const unsigned members = (0xffffffffu >> (32 - layout.lanes)) << first_member;
-      for (int step = layout.lanes / 2; step > 0; step /= 2) {
-        d.weight += __shfl_xor_sync(members, d.weight, step);
-        d.x += __shfl_xor_sync(members, d.x, step);
-        d.y += __shfl_xor_sync(members, d.y, step);
-      }
-    }
-    return d;
-  };
-
-  A<T> expected = 0;
-  if (g.softmax && grad_offset_mask) {
-    for (int k = 0; k < g.points; ++k) {
-      expected += normalize(to_opmath(record[2 * g.points + k])) * point(k, false).weight;
-    }
-  }
-  T* grad_record = grad_offset_mask + (n * g.out_pixels + pixel) * layout.row + group * layout.record;
-  for (int k = 0; k < g.points; ++k) {
-    PointGradient<A<T>> d = point(k, needs_value);
-    if (!grad_offset_mask || lane != 0) continue;
-    if (g.softmax) d.weight = normalize(to_opmath(record[2 * g.points + k])) * (d.weight - expected);
-    grad_record[2 * k] = from_opmath<T>(d.x);
-    grad_record[2 * k + 1] = from_opmath<T>(d.y);
-    grad_record[2 * g.points + k] = from_opmath<T>(d.weight);
-  }
+  load_floats<T, kChannels>(u.grads + u.lanes.index * kChannels, grad);
+  record_gradient<T, kChannels>(g, u, grad, [&](int y, int x, int vector, A<T> factor) {
+    if (!needs_value) return;
+    const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * channels + vector * kChannels;
+    sums.template add<kChannels>(target, grad, factor);
+  });
 }
 
 // largest finite magnitude of the entries of each row whose index modulo `period` is at least `from`
@@ -165,18 +75,7 @@ template <typename T, int kChannels, typename Sums>
 cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream) {
   const Problem& p = args.problem;
   const Geometry<A<T>> g(p);
-  Layout layout;
-  layout.groups = p.groups;
-  layout.group_width = p.group_width;
-  layout.lanes = 1;
-  while (layout.lanes < 32 && 2 * layout.lanes <= p.group_width / kChannels) layout.lanes *= 2;
-  const int64_t per_pixel = static_cast<int64_t>(p.groups) * layout.lanes;
-  layout.units = static_cast<int>(p.out_pixels() * per_pixel);
-  layout.row = p.row;
-  layout.record = 3 * static_cast<int64_t>(p.points);
-  layout.grad_output = p.grad_output;
-  layout.by_pixel = Divider(static_cast<uint32_t>(per_pixel));
-  layout.by_lanes = Divider(layout.lanes);
+  const GradientLayout layout(p, kChannels);
   const auto* grad_output = static_cast<const T*>(args.grad_output);
   const auto* value = static_cast<const T*>(args.value);
   const auto* offset_mask = static_cast<const T*>(args.offset_mask);
@@ -196,10 +95,19 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       }
     }
     if (!scatters && !grad_offset_mask) continue;
-    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
-    backward<T, kChannels, Sums><<<grid, kThreads, 0, stream>>>(
-        g, layout, grads, value + first * p.value.n, records, shifted, scatters,
-        grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * p.row : nullptr);
+    T* grad_records = grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * p.row : nullptr;
+    const T* values = value + first * p.value.n;
+    const dim3 grid((layout.units + kGradientThreads - 1) / kGradientThreads, static_cast<unsigned>(images));
+    if constexpr (sizeof(T) <= 4 && sizeof(T) * kChannels == 16) {
+      if (!scatters && fits_3x3(p, sizeof(T)) && layout.lanes * kChannels == p.group_width) {
+        offset_gradient_3x3<T, kChannels><<<grid, kGradientThreads, 0, stream>>>(
+            g, layout, make_axis(p.height, p.value.h), make_axis(p.width, p.value.w), grads, values, records,
+            grad_records);
+        continue;
+      }
+    }
+    backward_any_window<T, kChannels, Sums>
+        <<<grid, kGradientThreads, 0, stream>>>(g, layout, grads, values, records, shifted, scatters, grad_records);
   }
   if (args.grad_value && args.sums) {
     const int64_t count = p.batch * p.pixels() * p.channels();

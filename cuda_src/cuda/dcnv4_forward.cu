@@ -2,6 +2,7 @@
 
 #include "launch.h"
 #include "sampling.cuh"
+#include "window3x3.cuh"
 
 namespace yolo_dcnv4 {
 
@@ -90,81 +91,6 @@ __global__ void __launch_bounds__(kThreads) forward_any_window(
   write<T, kChannels>(g, layout, unit, sum, out);
 }
 
-// the 27 entries of a 3 x 3 window's record
-template <typename T>
-struct Record3x3 {
-  T element[27];
-
-  __device__ __forceinline__ explicit Record3x3(const T* from) {
-#pragma unroll
-    for (int i = 0; i < 27; ++i) element[i] = __ldg(from + i);
-  }
-  __device__ __forceinline__ float operator[](int i) const { return to_opmath(element[i]); }
-};
-
-// two-byte entries come as aligned words, shifted where the record starts in the middle of one
-template <typename T>
-struct PackedRecord3x3 {
-  uint32_t word[14];
-
-  __device__ __forceinline__ explicit PackedRecord3x3(const T* from) {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(from);
-    const uint32_t shift = (address & 2) * 8;
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
-#pragma unroll
-    for (int i = 0; i < 13; ++i) word[i] = __ldg(words + i);
-    // never a byte past the record
-    word[13] = shift ? __ldg(words + 13) : __ldg(reinterpret_cast<const unsigned short*>(from) + 26);
-#pragma unroll
-    for (int i = 0; i < 13; ++i) word[i] = __funnelshift_r(word[i], word[i + 1], shift);
-    word[13] >>= shift;
-  }
-  __device__ __forceinline__ float operator[](int i) const {
-    const unsigned short bits = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xffff;
-    return to_opmath(*reinterpret_cast<const T*>(&bits));
-  }
-};
-template <>
-struct Record3x3<__half> : PackedRecord3x3<__half> {
-  using PackedRecord3x3::PackedRecord3x3;
-};
-template <>
-struct Record3x3<__nv_bfloat16> : PackedRecord3x3<__nv_bfloat16> {
-  using PackedRecord3x3::PackedRecord3x3;
-};
-
-__device__ __forceinline__ float saturating_difference(float a, float b) {
-  float difference;
-  asm("sub.sat.f32 %0, %1, %2;" : "=f"(difference) : "f"(a), "f"(b));
-  return difference;
-}
-
-// Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
-// max(0, 1 - |x - p|), so points at and beyond the border need no case of their own. NaN gives zero weights.
-struct Axis {
-  float last;           // largest position whose floor leaves room for the second neighbour
-  float second_exists;  // 1, or -1 where the image is one pixel wide
-  int step;             // elements to the second neighbour
-};
-
-// adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
-constexpr float kMagic = 8388608.f;
-constexpr uint32_t kMagicBits = 0x4b000000u;
-
-struct Tent {
-  float first, second;
-  uint32_t index;  // kMagicBits + pixel
-
-  __device__ __forceinline__ Tent(const Axis& axis, float position) {
-    const float clamped = fminf(fmaxf(position, 0.f), axis.last);
-    const float shifted = __fadd_rd(clamped, kMagic);
-    const float distance = position - (shifted - kMagic);
-    first = saturating_difference(1.f, fabsf(distance));
-    second = saturating_difference(axis.second_exists, fabsf(distance - 1.f));
-    index = __float_as_uint(shifted);
-  }
-};
-
 template <typename T, int kChannels>
 __global__ void __launch_bounds__(kThreads) forward_3x3(
     const Geometry<float> g, const Layout layout, const Axis axis_y, const Axis axis_x, const T* __restrict__ value,
@@ -183,12 +109,7 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  // byte offsets from the image's start fit in 32 bits; unsigned arithmetic wraps the magic away
-  const uint32_t row_bytes = g.value_h * static_cast<uint32_t>(sizeof(T));
-  const uint32_t column_bytes = g.value_w * static_cast<uint32_t>(sizeof(T));
-  const uint32_t down = axis_y.step * static_cast<uint32_t>(sizeof(T));
-  const uint32_t right = axis_x.step * static_cast<uint32_t>(sizeof(T));
-  const uint32_t start = u.channel * static_cast<uint32_t>(sizeof(T)) - kMagicBits * (row_bytes + column_bytes);
+  const CornerOffsets<T> corners(g, axis_y, axis_x, u.channel);
   const char* image = reinterpret_cast<const char*>(u.image);
 
   float sum[kChannels] = {};
@@ -199,9 +120,9 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
       const int k = 3 * i + j;
       const Tent x(axis_x, fmaf(record[2 * k], g.scale, u.at.base_x + (i * g.dilation_w) * g.scale));
       const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, u.at.base_y + (j * g.dilation_h) * g.scale));
-      const uint32_t corner = y.index * row_bytes + (x.index * column_bytes + start);
+      uint32_t offsets[4];
+      corners.of(y, x, offsets);
       const float top = y.first * weight[k], bottom = y.second * weight[k];
-      const uint32_t offsets[4] = {corner, corner + right, corner + down, corner + down + right};
       const float factors[4] = {top * x.first, top * x.second, bottom * x.first, bottom * x.second};
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
@@ -219,18 +140,6 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
   for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
   if (probe != 0.f) aggregate<T, kChannels>(g, u.at, u.image + u.channel, u.record, sum);
   write<T, kChannels>(g, layout, unit, sum, out);
-}
-
-Axis make_axis(int size, int64_t stride) {
-  return {
-      size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
-      size > 1 ? static_cast<int>(stride) : 0};
-}
-
-bool fits_3x3(const Problem& p, int element_bytes) {
-  const int64_t bytes = ((p.height - 1) * p.value.h + (p.width - 1) * p.value.w + p.channels()) * element_bytes;
-  return p.window.kernel_h == 3 && p.window.kernel_w == 3 && !p.remove_center && p.height < (1 << 22) &&
-         p.width < (1 << 22) && bytes < (int64_t{1} << 32);
 }
 
 template <typename T, int kChannels>

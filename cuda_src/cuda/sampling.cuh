@@ -20,7 +20,7 @@ struct Geometry {
   int value_h, value_w;
   int64_t value_n, offset_n, offset_h, offset_w;
   bool softmax;
-  Divider by_out_width;
+  Divider by_out_width, by_kernel_h;
 
   __host__ explicit Geometry(const Problem& p)
       : height(p.height),
@@ -46,7 +46,8 @@ struct Geometry {
         offset_h(p.offset_mask.h),
         offset_w(p.offset_mask.w),
         softmax(p.softmax),
-        by_out_width(p.out_width) {}
+        by_out_width(p.out_width),
+        by_kernel_h(p.window.kernel_h) {}
 
   static int half_h(const Problem& p) { return p.window.dilation_h * (p.window.kernel_h - 1) / 2; }
   static int half_w(const Problem& p) { return p.window.dilation_w * (p.window.kernel_w - 1) / 2; }
@@ -72,7 +73,7 @@ struct Sample {
   __device__ __forceinline__ Sample(const Geometry<A>& g, const Position<A>& at, const T* record, int k) {
     // the numbering has no hole where the centre is left out
     const int place = k >= g.center ? k + 1 : k;
-    const int i = place / g.kernel_h, j = place - i * g.kernel_h;
+    const int i = g.by_kernel_h.quotient(place), j = place - i * g.kernel_h;
     const A x = at.base_x + (static_cast<A>(i * g.dilation_w) + to_opmath(record[2 * k])) * g.scale;
     const A y = at.base_y + (static_cast<A>(j * g.dilation_h) + to_opmath(record[2 * k + 1])) * g.scale;
     // false for NaN

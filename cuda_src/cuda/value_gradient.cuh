@@ -18,7 +18,9 @@ constexpr int kSamplesAThread = 5;
 constexpr int kMostSamples = 576;  // 8 x 8 pixels with 9 points
 static_assert(kMostSamples <= kTileThreads * kSamplesAThread, "every sample has a thread");
 static_assert(kTargets == 2 * kTileThreads, "the scan gives each thread two targets");
+static_assert(kTargets <= 256, "a target fits a byte");
 constexpr int kMostRowBytes = 512;  // of a group's gradient at one pixel
+constexpr int kBuckets = 64;        // of targets with equally many corners, the first one open
 
 struct Corner {
   float weight;
@@ -64,6 +66,16 @@ struct Tiling {
   __host__ __device__ int corners(int points) const { return 4 * pixels() * points; }
 };
 
+// over the lanes of a warp, each lane's own value included
+__device__ __forceinline__ int prefix_sum(int value, int lane) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int left = __shfl_up_sync(0xffffffffu, value, step);
+    if (lane >= step) value += left;
+  }
+  return value;
+}
+
 __device__ __forceinline__ void sort_by_source(Corner* corners, int count) {
   for (int i = 1; i < count; ++i) {
     const Corner moved = corners[i];
@@ -80,6 +92,8 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
   extern __shared__ uint4 shared[];
   __shared__ int first[kTargets + 1];
   __shared__ int warp_totals[kTileThreads / 32];
+  __shared__ int bucket_places[kBuckets];
+  __shared__ uint8_t order[kTargets];
   Corner* corners = reinterpret_cast<Corner*>(shared);
   T* rows = reinterpret_cast<T*>(corners + t.corners(g.points));
 
@@ -103,6 +117,7 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
   };
 
   for (int i = threadIdx.x; i < kTargets; i += kTileThreads) first[i] = 0;
+  if (threadIdx.x < kBuckets) bucket_places[threadIdx.x] = 0;
   const T* grads = grad_output + n * t.grad_output.n + group * t.group_width;
   for (int i = threadIdx.x; i < t.side * t.side * vectors; i += kTileThreads) {
     const int pixel = i / vectors;
@@ -158,22 +173,29 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
   }
   __syncthreads();
 
-  // exclusive prefix sum of the counts
+  // an exclusive prefix sum of the counts tells where each target's corners start; targets are ordered by count,
+  // largest first, so that the threads of a warp have equally much to sum up
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int even = first[2 * threadIdx.x], odd = first[2 * threadIdx.x + 1];
-  int running = even + odd;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int left = __shfl_up_sync(0xffffffffu, running, step);
-    if (lane >= step) running += left;
-  }
-  if (lane == 31) warp_totals[warp] = running;
+  const int even_bucket = kBuckets - 1 - min(even, kBuckets - 1), odd_bucket = kBuckets - 1 - min(odd, kBuckets - 1);
+  const int even_rank = atomicAdd(&bucket_places[even_bucket], 1), odd_rank = atomicAdd(&bucket_places[odd_bucket], 1);
+  const int through = prefix_sum(even + odd, lane);
+  if (lane == 31) warp_totals[warp] = through;
   __syncthreads();
+  int running = through;
   for (int w = 0; w < warp; ++w) running += warp_totals[w];
   first[2 * threadIdx.x] = running - even - odd;
   first[2 * threadIdx.x + 1] = running - odd;
   if (threadIdx.x == kTileThreads - 1) first[kTargets] = running;
+  if (warp == 0) {
+    const int low = bucket_places[2 * lane], high = bucket_places[2 * lane + 1];
+    const int end = prefix_sum(low + high, lane);
+    bucket_places[2 * lane] = end - low - high;
+    bucket_places[2 * lane + 1] = end - high;
+  }
   __syncthreads();
+  order[bucket_places[even_bucket] + even_rank] = 2 * threadIdx.x;
+  order[bucket_places[odd_bucket] + odd_rank] = 2 * threadIdx.x + 1;
 
 #pragma unroll
   for (int i = 0; i < kSamplesAThread; ++i) {
@@ -196,11 +218,9 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
 
   for (int i = threadIdx.x; i < kTargets * vectors; i += kTileThreads) {
     const int place = i / vectors, vector = i - place * vectors;
-    // a warp takes squares of targets: their counts are more alike than those of a row
-    const int local_y = place / 64 * 4 + place % 16 / 4, local_x = place / 16 % 4 * 4 + place % 4;
-    const int target = local_y * kRegion + local_x;
+    const int target = order[place];
     const int begin = first[target], end = first[target + 1];
-    if (begin == end) continue;
+    if (begin == end) break;  // so are all that follow
     float sum[kChannels] = {};
     for (int j = begin; j < end; ++j) {
       const Corner corner = corners[j];
@@ -209,7 +229,7 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
 #pragma unroll
       for (int e = 0; e < kChannels; ++e) sum[e] = fmaf(corner.weight, to_opmath(v.element[e]), sum[e]);
     }
-    const int64_t pixel = static_cast<int64_t>(region_y + local_y) * g.width + region_x + local_x;
+    const int64_t pixel = static_cast<int64_t>(region_y + target / kRegion) * g.width + region_x + target % kRegion;
     sums.template add<kChannels>(own_image + pixel * channels + vector * kChannels, sum, 1.f);
   }
 }

@@ -1,0 +1,136 @@
+// the usual window, 3 x 3 points, in few instructions: records read in words, borders without branches
+#pragma once
+
+#include <math.h>
+
+#include "sampling.cuh"
+
+namespace yolo_dcnv4 {
+namespace {
+
+// the 27 entries of a 3 x 3 window's record
+template <typename T>
+struct Record3x3 {
+  T element[27];
+
+  __device__ __forceinline__ explicit Record3x3(const T* from) {
+#pragma unroll
+    for (int i = 0; i < 27; ++i) element[i] = __ldg(from + i);
+  }
+  __device__ __forceinline__ float operator[](int i) const { return to_opmath(element[i]); }
+};
+
+// two-byte entries come as aligned words, shifted where the record starts in the middle of one
+template <typename T>
+struct PackedRecord3x3 {
+  uint32_t word[14];
+
+  __device__ __forceinline__ explicit PackedRecord3x3(const T* from) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+    const uint32_t shift = (address & 2) * 8;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
+#pragma unroll
+    for (int i = 0; i < 13; ++i) word[i] = __ldg(words + i);
+    // never a byte past the record
+    word[13] = shift ? __ldg(words + 13) : __ldg(reinterpret_cast<const unsigned short*>(from) + 26);
+#pragma unroll
+    for (int i = 0; i < 13; ++i) word[i] = __funnelshift_r(word[i], word[i + 1], shift);
+    word[13] >>= shift;
+  }
+  __device__ __forceinline__ float operator[](int i) const {
+    const unsigned short bits = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xffff;
+    return to_opmath(*reinterpret_cast<const T*>(&bits));
+  }
+};
+template <>
+struct Record3x3<__half> : PackedRecord3x3<__half> {
+  using PackedRecord3x3::PackedRecord3x3;
+};
+template <>
+struct Record3x3<__nv_bfloat16> : PackedRecord3x3<__nv_bfloat16> {
+  using PackedRecord3x3::PackedRecord3x3;
+};
+
+__device__ __forceinline__ float saturating_difference(float a, float b) {
+  float difference;
+  asm("sub.sat.f32 %0, %1, %2;" : "=f"(difference) : "f"(a), "f"(b));
+  return difference;
+}
+
+// Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
+// max(0, 1 - |x - p|), so points at and beyond the border need no case of their own. NaN gives zero weights.
+struct Axis {
+  float last;           // largest position whose floor leaves room for the second neighbour
+  float second_exists;  // 1, or -1 where the image is one pixel wide
+  int step;             // elements to the second neighbour
+};
+
+// adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
+constexpr float kMagic = 8388608.f;
+constexpr uint32_t kMagicBits = 0x4b000000u;
+
+struct Tent {
+  float first, second;
+  float distance;  // from the first of the two columns
+  uint32_t index;  // kMagicBits + pixel
+
+  __device__ __forceinline__ Tent(const Axis& axis, float position) {
+    const float clamped = fminf(fmaxf(position, 0.f), axis.last);
+    const float shifted = __fadd_rd(clamped, kMagic);
+    distance = position - (shifted - kMagic);
+    first = saturating_difference(1.f, fabsf(distance));
+    second = saturating_difference(axis.second_exists, fabsf(distance - 1.f));
+    index = __float_as_uint(shifted);
+  }
+};
+
+// derivative of a tent's weights; at a pixel it is the one on the right, outside and for NaN it is zero
+struct Slope {
+  float first, second;
+
+  __device__ __forceinline__ Slope(const Axis& axis, const Tent& tent) {
+    const float d = tent.distance;
+    const bool between = d >= 0.f && d < 1.f;
+    const float exists = fmaxf(axis.second_exists, 0.f);
+    first = between ? -1.f : d > -1.f && d < 0.f ? 1.f : 0.f;
+    second = between ? exists : d >= 1.f && d < 2.f ? -exists : 0.f;
+  }
+};
+
+// byte offsets of a sample's corners from the image's start; they fit in 32 bits
+template <typename T>
+struct CornerOffsets {
+  uint32_t row, column, down, right, start;
+
+  __device__ __forceinline__
+  CornerOffsets(const Geometry<float>& g, const Axis& axis_y, const Axis& axis_x, int channel) {
+    constexpr uint32_t kBytes = sizeof(T);
+    row = g.value_h * kBytes;
+    column = g.value_w * kBytes;
+    down = axis_y.step * kBytes;
+    right = axis_x.step * kBytes;
+    // unsigned arithmetic wraps the magic away
+    start = channel * kBytes - kMagicBits * (row + column);
+  }
+  __device__ __forceinline__ void of(const Tent& y, const Tent& x, uint32_t (&offsets)[4]) const {
+    offsets[0] = y.index * row + (x.index * column + start);
+    offsets[1] = offsets[0] + right;
+    offsets[2] = offsets[0] + down;
+    offsets[3] = offsets[2] + right;
+  }
+};
+
+Axis make_axis(int size, int64_t stride) {
+  return {
+      size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
+      size > 1 ? static_cast<int>(stride) : 0};
+}
+
+bool fits_3x3(const Problem& p, int element_bytes) {
+  const int64_t bytes = ((p.height - 1) * p.value.h + (p.width - 1) * p.value.w + p.channels()) * element_bytes;
+  return p.window.kernel_h == 3 && p.window.kernel_w == 3 && !p.remove_center && p.height < (1 << 22) &&
+         p.width < (1 << 22) && bytes < (int64_t{1} << 32);
+}
+
+}  // namespace
+}  // namespace yolo_dcnv4
