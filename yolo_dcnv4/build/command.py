@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +76,6 @@ def _outcome(result: BuildResult) -> str:
 
 
 def _backends() -> str:
-    # the package may be on its way in: its own autoload is not needed here
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     try:
         from yolo_dcnv4.ops import backend
     except ImportError as error:
