@@ -38,6 +38,12 @@ int narrow(const char* name, int64_t value, int64_t minimum) {
   return static_cast<int>(value);
 }
 
+// not positive where the window does not fit
+int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
 }  // namespace
 
 Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Options& options) {
@@ -60,8 +66,8 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
   p.width = narrow("width of value", value.size(2), 1);
   p.out_height = narrow("height of offset_mask", offset_mask.size(1), 1);
   p.out_width = narrow("width of offset_mask", offset_mask.size(2), 1);
-  const int64_t out_h = (p.height + 2 * w[4] - w[6] * (w[0] - 1) - 1) / w[2] + 1;
-  const int64_t out_w = (p.width + 2 * w[5] - w[7] * (w[1] - 1) - 1) / w[3] + 1;
+  const int64_t out_h = output_size(p.height, w[0], w[2], w[4], w[6]);
+  const int64_t out_w = output_size(p.width, w[1], w[3], w[5], w[7]);
   STD_TORCH_CHECK(
       offset_mask.size(0) == p.batch && p.out_height == out_h && p.out_width == out_w, "offset_mask must be of shape (",
       p.batch, ", ", out_h, ", ", out_w, ", R), got (", offset_mask.size(0), ", ", p.out_height, ", ", p.out_width,

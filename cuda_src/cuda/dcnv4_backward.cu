@@ -99,8 +99,9 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
     const T* values = value + first * p.value.n;
     const dim3 grid((layout.units + kGradientThreads - 1) / kGradientThreads, static_cast<unsigned>(images));
     if constexpr (sizeof(T) <= 4 && sizeof(T) * kChannels == 16) {
-      if (!scatters && fits_3x3(p, sizeof(T)) && layout.lanes * kChannels == p.group_width) {
-        offset_gradient_3x3<T, kChannels><<<grid, kGradientThreads, 0, stream>>>(
+      const auto kernel = offset_gradient_kernel<T, kChannels>(p.group_width);
+      if (!scatters && kernel && fits_3x3(p, sizeof(T))) {
+        kernel<<<grid, kGradientThreads, 0, stream>>>(
             g, layout, make_axis(p.height, p.value.h), make_axis(p.width, p.value.w), grads, values, records,
             grad_records);
         continue;

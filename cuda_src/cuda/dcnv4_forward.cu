@@ -23,7 +23,7 @@ __device__ void aggregate(
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) sum[c] = 0;
   for (int k = 0; k < g.points; ++k) {
-    const Sample<A<T>> s(g, at, record, k);
+    const Sample<A<T>> s = sample(g, at, record, k);
     if (!s.inside) continue;
     const A<T> m = normalize(to_opmath(record[2 * g.points + k]));
     const T* corner = image + static_cast<int64_t>(s.y0) * g.value_h + static_cast<int64_t>(s.x0) * g.value_w;

@@ -9,6 +9,7 @@ namespace yolo_dcnv4 {
 namespace {
 
 constexpr int kGradientThreads = 128;
+constexpr int kGradientBlocks = 5;  // on a multiprocessor: about 100 registers a thread
 
 // neighbouring threads that share one output pixel and group; each takes every count-th vector of channels
 struct Lanes {
@@ -101,7 +102,7 @@ __device__ __forceinline__ PointGradient<typename Opmath<T>::type> point_gradien
     const AtCorner& at_corner) {
   using A = typename Opmath<T>::type;
   PointGradient<A> d;
-  const Sample<A> s(g, u.at, u.record, k);
+  const Sample<A> s = sample(g, u.at, u.record, k);
   if (!s.inside) return d;
   const A m = normalize(to_opmath(u.record[2 * g.points + k]));
   const bool valid[4] = {s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right};
@@ -156,6 +157,14 @@ __device__ void record_gradient(
   }
 }
 
+// Lanes::sum for a count that the compiler knows
+template <int kLanes>
+__device__ __forceinline__ float lane_sum(float value, unsigned members) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(members, value, step);
+  return value;
+}
+
 // the 27 entries of a record, written by its lanes in turn
 __device__ __forceinline__ void write_record(const float (&entry)[27], const Lanes& lanes, float* to) {
 #pragma unroll
@@ -187,8 +196,8 @@ __device__ __forceinline__ void write_record(const float (&entry)[27], const Lan
 }
 
 // a 3 x 3 window, one vector a lane
-template <typename T, int kChannels>
-__global__ void __launch_bounds__(kGradientThreads) offset_gradient_3x3(
+template <typename T, int kChannels, int kLanes>
+__global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_gradient_3x3(
     const Geometry<float> g, const GradientLayout layout, const Axis axis_y, const Axis axis_x,
     const T* __restrict__ grad_output, const T* __restrict__ value, const T* __restrict__ offset_mask,
     T* __restrict__ grad_offset_mask) {
@@ -210,6 +219,7 @@ __global__ void __launch_bounds__(kGradientThreads) offset_gradient_3x3(
 
   const CornerOffsets<T> corners(g, axis_y, axis_x, u.first_channel + u.lanes.index * kChannels);
   const char* image = reinterpret_cast<const char*>(u.image - u.first_channel);
+  const unsigned members = u.lanes.members();
   float entry[27];
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
@@ -231,11 +241,12 @@ __global__ void __launch_bounds__(kGradientThreads) offset_gradient_3x3(
       const Slope slope_x(axis_x, x), slope_y(axis_y, y);
       const float top = x.first * dot[0] + x.second * dot[1], bottom = x.first * dot[2] + x.second * dot[3];
       const float factor = weight[k] * g.scale;
-      entry[18 + k] = u.lanes.sum(y.first * top + y.second * bottom);
-      entry[2 * k + 1] = factor * u.lanes.sum(slope_y.first * top + slope_y.second * bottom);
-      entry[2 * k] = factor * u.lanes.sum(
+      entry[18 + k] = lane_sum<kLanes>(y.first * top + y.second * bottom, members);
+      entry[2 * k + 1] = factor * lane_sum<kLanes>(slope_y.first * top + slope_y.second * bottom, members);
+      entry[2 * k] = factor * lane_sum<kLanes>(
                                   y.first * (slope_x.first * dot[0] + slope_x.second * dot[1]) +
-                                  y.second * (slope_x.first * dot[2] + slope_x.second * dot[3]));
+                                      y.second * (slope_x.first * dot[2] + slope_x.second * dot[3]),
+                                  members);
     }
   }
 
@@ -255,6 +266,25 @@ __global__ void __launch_bounds__(kGradientThreads) offset_gradient_3x3(
     for (int k = 0; k < 9; ++k) entry[18 + k] = weight[k] * (entry[18 + k] - expected);
   }
   write_record(entry, u.lanes, u.grad_record);
+}
+
+// null where the width of the groups has no kernel of its own
+template <typename T, int kChannels>
+auto offset_gradient_kernel(int group_width) -> decltype(&offset_gradient_3x3<T, kChannels, 1>) {
+  switch (group_width % kChannels == 0 ? group_width / kChannels : 0) {
+    case 1:
+      return offset_gradient_3x3<T, kChannels, 1>;
+    case 2:
+      return offset_gradient_3x3<T, kChannels, 2>;
+    case 4:
+      return offset_gradient_3x3<T, kChannels, 4>;
+    case 8:
+      return offset_gradient_3x3<T, kChannels, 8>;
+    case 16:
+      return offset_gradient_3x3<T, kChannels, 16>;
+    default:
+      return nullptr;
+  }
 }
 
 }  // namespace

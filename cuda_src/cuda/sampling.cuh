@@ -69,13 +69,12 @@ struct Sample {
   A ly, lx;
   bool top, bottom, left, right;
 
-  template <typename T>
-  __device__ __forceinline__ Sample(const Geometry<A>& g, const Position<A>& at, const T* record, int k) {
+  __device__ __forceinline__ Sample(const Geometry<A>& g, const Position<A>& at, int k, A offset_x, A offset_y) {
     // the numbering has no hole where the centre is left out
     const int place = k >= g.center ? k + 1 : k;
     const int i = g.by_kernel_h.quotient(place), j = place - i * g.kernel_h;
-    const A x = at.base_x + (static_cast<A>(i * g.dilation_w) + to_opmath(record[2 * k])) * g.scale;
-    const A y = at.base_y + (static_cast<A>(j * g.dilation_h) + to_opmath(record[2 * k + 1])) * g.scale;
+    const A x = at.base_x + (static_cast<A>(i * g.dilation_w) + offset_x) * g.scale;
+    const A y = at.base_y + (static_cast<A>(j * g.dilation_h) + offset_y) * g.scale;
     // false for NaN
     inside = y > -1 && y < g.height && x > -1 && x < g.width;
     const A floor_y = floor(y), floor_x = floor(x);
@@ -89,6 +88,11 @@ struct Sample {
     right = x0 + 1 < g.width;
   }
 };
+
+template <typename T, typename A>
+__device__ __forceinline__ Sample<A> sample(const Geometry<A>& g, const Position<A>& at, const T* record, int k) {
+  return Sample<A>(g, at, k, to_opmath(record[2 * k]), to_opmath(record[2 * k + 1]));
+}
 
 // softmax over the weights of a record: exp(m - largest) * norm
 template <typename A>

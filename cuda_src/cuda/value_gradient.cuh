@@ -1,6 +1,8 @@
 // grad_value, tile by tile: sort the corners by the pixel they fall on, then let one thread sum up each pixel
 #pragma once
 
+#include <math.h>
+
 #include "../dcnv4.h"
 #include "sampling.cuh"
 #include "sums.cuh"
@@ -14,6 +16,7 @@ namespace {
 constexpr int kRegion = 16;
 constexpr int kTargets = kRegion * kRegion;
 constexpr int kTileThreads = 128;
+constexpr int kTileBlocks = 8;  // on a multiprocessor: 64 registers a thread
 constexpr int kSamplesAThread = 5;
 constexpr int kMostSamples = 576;  // 8 x 8 pixels with 9 points
 static_assert(kMostSamples <= kTileThreads * kSamplesAThread, "every sample has a thread");
@@ -86,7 +89,7 @@ __device__ __forceinline__ void sort_by_source(Corner* corners, int count) {
 }
 
 template <typename T, int kChannels, typename Sums>
-__global__ void __launch_bounds__(kTileThreads) sum_tiles(
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
     const Geometry<float> g, const Tiling t, const T* __restrict__ grad_output, const T* __restrict__ offset_mask,
     const Sums raw_sums) {
   extern __shared__ uint4 shared[];
@@ -129,6 +132,23 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
   }
   __syncthreads();
 
+  // all loads first, so that they are under way together
+  float offset_x[kSamplesAThread], offset_y[kSamplesAThread], mask[kSamplesAThread];
+#pragma unroll
+  for (int i = 0; i < kSamplesAThread; ++i) {
+    offset_x[i] = NAN;  // a sample that does not exist lies outside
+    const int sample = threadIdx.x + i * kTileThreads;
+    const int pixel = t.by_points.quotient(sample);
+    const int k = sample - pixel * g.points;
+    int out_y, out_x;
+    if (pixel >= t.side * t.side || !output_pixel(pixel, out_y, out_x)) continue;
+    const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * t.record;
+    offset_x[i] = to_opmath(record[2 * k]);
+    offset_y[i] = to_opmath(record[2 * k + 1]);
+    mask[i] = to_opmath(record[2 * g.points + k]);
+    if (g.softmax) mask[i] = Normalizer<float>(g, record)(mask[i]);
+  }
+
   // count the corners of each target; what a sample needs later stays in registers
   constexpr uint32_t kNone = 0xffffffffu;
   uint32_t slots[kSamplesAThread][4];  // rank among the target's corners, and target
@@ -138,15 +158,13 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
 #pragma unroll
     for (int c = 0; c < 4; ++c) slots[i][c] = kNone;
     const int sample = threadIdx.x + i * kTileThreads;
-    if (sample >= t.side * t.side * g.points) continue;
     const int pixel = t.by_points.quotient(sample);
-    const int k = sample - pixel * g.points;
     int out_y, out_x;
-    if (!output_pixel(pixel, out_y, out_x)) continue;
-    const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * t.record;
-    const Sample<float> s(g, Position<float>(g, out_y, out_x), record, k);
+    output_pixel(pixel, out_y, out_x);
+    const Position<float> at(g, out_y, out_x);
+    const Sample<float> s(g, at, sample - pixel * g.points, offset_x[i], offset_y[i]);
     if (!s.inside) continue;
-    const float m = Normalizer<float>(g, record)(to_opmath(record[2 * g.points + k]));
+    const float m = mask[i];
     const bool valid[4] = {s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right};
     weights[i][0] = m * (1 - s.ly) * (1 - s.lx);
     weights[i][1] = m * (1 - s.ly) * s.lx;
@@ -222,6 +240,7 @@ __global__ void __launch_bounds__(kTileThreads) sum_tiles(
     const int begin = first[target], end = first[target + 1];
     if (begin == end) break;  // so are all that follow
     float sum[kChannels] = {};
+#pragma unroll 4
     for (int j = begin; j < end; ++j) {
       const Corner corner = corners[j];
       Vector<T, kChannels> v;

@@ -62,6 +62,7 @@ __device__ __forceinline__ float saturating_difference(float a, float b) {
 struct Axis {
   float last;           // largest position whose floor leaves room for the second neighbour
   float second_exists;  // 1, or -1 where the image is one pixel wide
+  float second_slope;   // 1, or 0 there
   int step;             // elements to the second neighbour
 };
 
@@ -89,11 +90,14 @@ struct Slope {
   float first, second;
 
   __device__ __forceinline__ Slope(const Axis& axis, const Tent& tent) {
-    const float d = tent.distance;
-    const bool between = d >= 0.f && d < 1.f;
-    const float exists = fmaxf(axis.second_exists, 0.f);
-    first = between ? -1.f : d > -1.f && d < 0.f ? 1.f : 0.f;
-    second = between ? exists : d >= 1.f && d < 2.f ? -exists : 0.f;
+    constexpr uint32_t kSign = 0x80000000u;
+    // the sum turns -0 into 0
+    const float d = tent.distance + 0.f;
+    const uint32_t right_of_first = ~__float_as_uint(d) & kSign, right_of_second = ~__float_as_uint(d - 1.f) & kSign;
+    first = fabsf(d) < 1.f ? __uint_as_float(__float_as_uint(1.f) | right_of_first) : 0.f;
+    // bit patterns of [0, 2)
+    const bool near_second = __float_as_uint(d) < __float_as_uint(2.f);
+    second = near_second ? __uint_as_float(__float_as_uint(axis.second_slope) | right_of_second) : 0.f;
   }
 };
 
@@ -121,9 +125,10 @@ struct CornerOffsets {
 };
 
 Axis make_axis(int size, int64_t stride) {
+  const bool wide = size > 1;
   return {
-      size > 1 ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, size > 1 ? 1.f : -1.f,
-      size > 1 ? static_cast<int>(stride) : 0};
+      wide ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, wide ? 1.f : -1.f, wide ? 1.f : 0.f,
+      wide ? static_cast<int>(stride) : 0};
 }
 
 bool fits_3x3(const Problem& p, int element_bytes) {

@@ -223,3 +223,10 @@ def test_fuse_keeps_the_model():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) < norms
     assert len(_layers(model)) == 1 + 2 + 2
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_bottleneck_takes_a_kernel_that_is_not_square():
+    """Both numbers of (h, w) reach DCNv4, which keeps the map's size."""
+    block = Bottleneck_DCNv4(8, 8, k=((3, 3), (1, 5)))
+    assert block.cv2.dcn.core.points == 5
+    assert block(torch.randn(1, 8, 6, 7)).shape == (1, 8, 6, 7)

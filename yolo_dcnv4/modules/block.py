@@ -18,14 +18,13 @@ class Bottleneck_DCNv4(Bottleneck):
         c2: Output channels.
         shortcut: Add the input to the output where widths match.
         g: Accepted for Bottleneck's signature; DCNv4 chooses its own groups.
-        k: Kernel sizes of the convolution and of DCNv4.
+        k: Kernel sizes of the convolution and of DCNv4, each an int or (h, w).
         e: Expansion ratio.
     """
 
     def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, k: tuple = (3, 3), e: float = 0.5):
         super().__init__(c1, c2, shortcut, g, k, e)
-        kernel = k[1] if isinstance(k[1], int) else k[1][0]
-        self.cv2 = DCNv4Conv(int(c2 * e), c2, kernel)  # type: ignore[assignment]  # in the role of Conv
+        self.cv2 = DCNv4Conv(int(c2 * e), c2, k[1])  # type: ignore[assignment]  # in the role of Conv
 
 
 class C2f_DCNv4(C2f):

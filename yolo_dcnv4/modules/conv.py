@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from ultralytics.nn.modules.conv import Conv, autopad
 
@@ -16,7 +18,7 @@ class DCNv4Conv(nn.Module):
     Args:
         c1: Input channels.
         c2: Output channels.
-        k: Window size in pixels.
+        k: Window size in pixels, int or (h, w).
         s: Stride in pixels.
         p: Padding in pixels; `None` keeps the size at stride 1.
         g: Number of groups; `None` chooses groups of 16 channels where the width allows.
@@ -28,9 +30,9 @@ class DCNv4Conv(nn.Module):
         self,
         c1: int,
         c2: int,
-        k: int = 3,
+        k: int | Sequence[int] = 3,
         s: int = 1,
-        p: int | None = None,
+        p: int | Sequence[int] | None = None,
         g: int | None = None,
         d: int = 1,
         act: bool | nn.Module = True,

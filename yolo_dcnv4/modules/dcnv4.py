@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,10 @@ class DCNv4Core(nn.Module):
     """The core operator as a childless module, so that FLOP counters find it.
 
     Args:
-        kernel_size: Window size in pixels.
-        stride: Window stride in pixels.
-        pad: Zero padding in pixels.
-        dilation: Window dilation in pixels.
+        kernel_size: Window size in pixels, int or (h, w).
+        stride: Window stride in pixels, int or (h, w).
+        pad: Zero padding in pixels, int or (h, w).
+        dilation: Window dilation in pixels, int or (h, w).
         group: Number of groups.
         offset_scale: Factor on grid and offsets about the window's centre.
         remove_center: Leave the window's centre point out.
@@ -39,10 +40,10 @@ class DCNv4Core(nn.Module):
 
     def __init__(
         self,
-        kernel_size: int = 3,
-        stride: int = 1,
-        pad: int = 1,
-        dilation: int = 1,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        pad: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
         group: int = 4,
         offset_scale: float = 1.0,
         remove_center: bool = False,
@@ -91,10 +92,10 @@ class DCNv4(nn.Module):
 
     Args:
         channels: Input channels.
-        kernel_size: Window size in pixels.
-        stride: Window stride in pixels.
-        pad: Zero padding in pixels.
-        dilation: Window dilation in pixels.
+        kernel_size: Window size in pixels, int or (h, w).
+        stride: Window stride in pixels, int or (h, w).
+        pad: Zero padding in pixels, int or (h, w).
+        dilation: Window dilation in pixels, int or (h, w).
         group: Number of groups; `None` chooses groups of 16 channels where the width allows.
         offset_scale: Factor on grid and offsets about the window's centre.
         dw_kernel_size: Size of a depthwise convolution before the offset layer; `None` for none.
@@ -113,10 +114,10 @@ class DCNv4(nn.Module):
     def __init__(
         self,
         channels: int = 64,
-        kernel_size: int = 3,
-        stride: int = 1,
-        pad: int = 1,
-        dilation: int = 1,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        pad: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
         group: int | None = 4,
         offset_scale: float = 1.0,
         dw_kernel_size: int | None = None,
@@ -141,9 +142,11 @@ class DCNv4(nn.Module):
                 "drop one of the two arguments"
             )
         self.core = DCNv4Core(kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
-        points = self.core.points
-        if points < 1:
-            raise ValueError(f"remove_center leaves no sampling point in kernel_size = {kernel_size}")
+        window, points = self.core.window, self.core.points
+        if remove_center and not (window.kernel_h % 2 and window.kernel_w % 2 and points):
+            raise ValueError(f"remove_center needs an odd kernel_size above 1, got {kernel_size}")
+        if dw_kernel_size is not None and (dw_kernel_size < 1 or dw_kernel_size % 2 == 0):
+            raise ValueError(f"dw_kernel_size must be odd, to keep the map's size, got {dw_kernel_size}")
         self.channels = channels
         self.without_pointwise = bool(without_pointwise)
         self.center_feature_scale = bool(center_feature_scale)
