@@ -16,7 +16,7 @@ namespace {
 constexpr int kRegion = 16;
 constexpr int kTargets = kRegion * kRegion;
 constexpr int kTileThreads = 128;
-constexpr int kTileBlocks = 8;  // on a multiprocessor: 64 registers a thread
+constexpr int kTileBlocks = 7;  // on a multiprocessor: about 72 registers a thread
 constexpr int kSamplesAThread = 5;
 constexpr int kMostSamples = 576;  // 8 x 8 pixels with 9 points
 static_assert(kMostSamples <= kTileThreads * kSamplesAThread, "every sample has a thread");
@@ -67,6 +67,15 @@ struct Tiling {
   int tiles() const { return columns * ((out_height + side - 1) / side); }
   __host__ __device__ int pixels() const { return side * side; }
   __host__ __device__ int corners(int points) const { return 4 * pixels() * points; }
+};
+
+struct CornerWeights {
+  bool valid[4];
+  float weight[4];
+
+  __device__ __forceinline__ CornerWeights(const Sample<float>& s, float m)
+      : valid{s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right},
+        weight{m * (1 - s.ly) * (1 - s.lx), m * (1 - s.ly) * s.lx, m * s.ly * (1 - s.lx), m * s.ly * s.lx} {}
 };
 
 // over the lanes of a warp, each lane's own value included
@@ -132,60 +141,87 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
   }
   __syncthreads();
 
+  struct Place {
+    int pixel, k;
+    bool exists;
+    Position<float> at;
+    const T* record;
+  };
+  const auto place_of = [&](int i) {
+    const int sample = threadIdx.x + i * kTileThreads;
+    const int pixel = t.by_points.quotient(sample);
+    int y, x;
+    const bool exists = output_pixel(pixel, y, x) && pixel < t.side * t.side;
+    const T* record = offset_mask + n * g.offset_n + y * g.offset_h + x * g.offset_w + group * t.record;
+    return Place{pixel, sample - pixel * g.points, exists, Position<float>(g, y, x), record};
+  };
+
   // all loads first, so that they are under way together
   float offset_x[kSamplesAThread], offset_y[kSamplesAThread], mask[kSamplesAThread];
 #pragma unroll
   for (int i = 0; i < kSamplesAThread; ++i) {
     offset_x[i] = NAN;  // a sample that does not exist lies outside
-    const int sample = threadIdx.x + i * kTileThreads;
-    const int pixel = t.by_points.quotient(sample);
-    const int k = sample - pixel * g.points;
-    int out_y, out_x;
-    if (pixel >= t.side * t.side || !output_pixel(pixel, out_y, out_x)) continue;
-    const T* record = offset_mask + n * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * t.record;
-    offset_x[i] = to_opmath(record[2 * k]);
-    offset_y[i] = to_opmath(record[2 * k + 1]);
-    mask[i] = to_opmath(record[2 * g.points + k]);
-    if (g.softmax) mask[i] = Normalizer<float>(g, record)(mask[i]);
+    const Place p = place_of(i);
+    if (!p.exists) continue;
+    offset_x[i] = to_opmath(p.record[2 * p.k]);
+    offset_y[i] = to_opmath(p.record[2 * p.k + 1]);
+    mask[i] = to_opmath(p.record[2 * g.points + p.k]);
   }
+
+  const auto region_target = [&](const Sample<float>& s, int c) {
+    const int y = s.y0 + c / 2 - region_y, x = s.x0 + c % 2 - region_x;
+    const bool near = static_cast<unsigned>(y) < kRegion && static_cast<unsigned>(x) < kRegion;
+    return near ? y * kRegion + x : -1;
+  };
 
   // count the corners of each target; what a sample needs later stays in registers
   constexpr uint32_t kNone = 0xffffffffu;
   uint32_t slots[kSamplesAThread][4];  // rank among the target's corners, and target
   float weights[kSamplesAThread][4];
+  bool has_far = false;
 #pragma unroll
   for (int i = 0; i < kSamplesAThread; ++i) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) slots[i][c] = kNone;
-    const int sample = threadIdx.x + i * kTileThreads;
-    const int pixel = t.by_points.quotient(sample);
-    int out_y, out_x;
-    output_pixel(pixel, out_y, out_x);
-    const Position<float> at(g, out_y, out_x);
-    const Sample<float> s(g, at, sample - pixel * g.points, offset_x[i], offset_y[i]);
+    const Place p = place_of(i);
+    const Sample<float> s(g, p.at, p.k, offset_x[i], offset_y[i]);
     if (!s.inside) continue;
-    const float m = mask[i];
-    const bool valid[4] = {s.top && s.left, s.top && s.right, s.bottom && s.left, s.bottom && s.right};
-    weights[i][0] = m * (1 - s.ly) * (1 - s.lx);
-    weights[i][1] = m * (1 - s.ly) * s.lx;
-    weights[i][2] = m * s.ly * (1 - s.lx);
-    weights[i][3] = m * s.ly * s.lx;
+    const float m = g.softmax ? Normalizer<float>(g, p.record)(mask[i]) : mask[i];
+    const CornerWeights corner(s, m);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if (!valid[c]) continue;
-      const int y = s.y0 + c / 2, x = s.x0 + c % 2;
-      const int local_y = y - region_y, local_x = x - region_x;
-      if (static_cast<unsigned>(local_y) < kRegion && static_cast<unsigned>(local_x) < kRegion) {
-        const uint32_t target = local_y * kRegion + local_x;
+      weights[i][c] = corner.weight[c];
+      if (!corner.valid[c]) continue;
+      const int target = region_target(s, c);
+      if (target >= 0) {
         slots[i][c] = static_cast<uint32_t>(atomicAdd(&first[target], 1)) << 8 | target;
-        continue;
+      } else {
+        has_far = true;
       }
-      for (int vector = 0; vector < vectors; ++vector) {
-        float grad[kChannels];
+    }
+  }
+  if (has_far) {
+    // seldom: once more from the start, in few instructions instead of little time
+#pragma unroll 1
+    for (int i = 0; i < kSamplesAThread; ++i) {
+      const Place p = place_of(i);
+      if (!p.exists) continue;
+      const Sample<float> s = sample(g, p.at, p.record, p.k);
+      if (!s.inside) continue;
+      const CornerWeights corner(s, Normalizer<float>(g, p.record)(to_opmath(p.record[2 * g.points + p.k])));
 #pragma unroll
-        for (int e = 0; e < kChannels; ++e) grad[e] = to_opmath(rows[(pixel * vectors + vector) * kChannels + e]);
-        sums.template add<kChannels>(
-            own_image + static_cast<int64_t>(y * g.width + x) * channels + vector * kChannels, grad, weights[i][c]);
+      for (int c = 0; c < 4; ++c) {
+        if (!corner.valid[c] || region_target(s, c) >= 0) continue;
+        const int64_t pixel = static_cast<int64_t>(s.y0 + c / 2) * g.width + s.x0 + c % 2;
+#pragma unroll 1
+        for (int vector = 0; vector < vectors; ++vector) {
+          Vector<T, kChannels> v;
+          v.copy(rows + (p.pixel * vectors + vector) * kChannels);
+          float grad[kChannels];
+#pragma unroll
+          for (int e = 0; e < kChannels; ++e) grad[e] = to_opmath(v.element[e]);
+          sums.template add<kChannels>(own_image + pixel * channels + vector * kChannels, grad, corner.weight[c]);
+        }
       }
     }
   }
@@ -240,7 +276,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
     const int begin = first[target], end = first[target + 1];
     if (begin == end) break;  // so are all that follow
     float sum[kChannels] = {};
-#pragma unroll 4
+#pragma unroll 2
     for (int j = begin; j < end; ++j) {
       const Corner corner = corners[j];
       Vector<T, kChannels> v;
