@@ -110,10 +110,10 @@ class Points {
   Points(const Problem& p, const T* record, int out_y, int out_x) : p_(p), record_(record) {
     const Window& w = p.window;
     scale_ = static_cast<A>(p.offset_scale);
-    const int half_h = w.dilation_h * (w.kernel_h - 1) / 2;
-    const int half_w = w.dilation_w * (w.kernel_w - 1) / 2;
-    base_y_ = static_cast<A>(static_cast<int64_t>(out_y) * w.stride_h + half_h - w.pad_h) - half_h * scale_;
-    base_x_ = static_cast<A>(static_cast<int64_t>(out_x) * w.stride_w + half_w - w.pad_w) - half_w * scale_;
+    half_h_ = w.dilation_h * (w.kernel_h - 1) / 2;
+    half_w_ = w.dilation_w * (w.kernel_w - 1) / 2;
+    center_y_ = static_cast<A>(static_cast<int64_t>(out_y) * w.stride_h + half_h_ - w.pad_h);
+    center_x_ = static_cast<A>(static_cast<int64_t>(out_x) * w.stride_w + half_w_ - w.pad_w);
     if (p.softmax) {
       largest_ = load(record[2 * p.points]);
       for (int k = 1; k < p.points; ++k) {
@@ -136,8 +136,9 @@ class Points {
     // the numbering has no hole where the centre is left out
     const int place = p_.remove_center && k >= p_.points / 2 ? k + 1 : k;
     const int i = place / w.kernel_h, j = place % w.kernel_h;
-    const A x = base_x_ + (i * w.dilation_w + load(record_[2 * k])) * scale_;
-    const A y = base_y_ + (j * w.dilation_h + load(record_[2 * k + 1])) * scale_;
+    // in this order little is lost to rounding, and nothing but the last step with scale 1
+    const A x = (center_x_ + (i * w.dilation_w - half_w_) * scale_) + load(record_[2 * k]) * scale_;
+    const A y = (center_y_ + (j * w.dilation_h - half_h_) * scale_) + load(record_[2 * k + 1]) * scale_;
     Sample<A> s{};
     // false for NaN
     s.inside = y > -1 && y < p_.height && x > -1 && x < p_.width;
@@ -168,7 +169,8 @@ class Points {
 
   const Problem& p_;
   const T* record_;
-  A scale_, base_y_, base_x_;
+  int half_h_, half_w_;
+  A scale_, center_y_, center_x_;
   A largest_ = 0, norm_ = 1;
 };
 

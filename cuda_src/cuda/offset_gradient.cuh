@@ -226,8 +226,8 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int k = 3 * i + j;
-      const Tent x(axis_x, fmaf(record[2 * k], g.scale, u.at.base_x + (i * g.dilation_w) * g.scale));
-      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, u.at.base_y + (j * g.dilation_h) * g.scale));
+      const Tent x(axis_x, u.at.x(g, i, record[2 * k]));
+      const Tent y(axis_y, u.at.y(g, j, record[2 * k + 1]));
       uint32_t offsets[4];
       corners.of(y, x, offsets);
       float dot[4] = {0.f, 0.f, 0.f, 0.f};

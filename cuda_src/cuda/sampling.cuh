@@ -15,7 +15,7 @@ struct Geometry {
   int kernel_h;
   int stride_h, stride_w, dilation_h, dilation_w;
   int shift_h, shift_w;  // half - pad: centre of the first window
-  A reach_h, reach_w;    // half * offset_scale
+  int half_h, half_w;    // from the window's first point to its centre
   A scale;
   int value_h, value_w;
   int64_t value_n, offset_n, offset_h, offset_w;
@@ -34,10 +34,10 @@ struct Geometry {
         stride_w(p.window.stride_w),
         dilation_h(p.window.dilation_h),
         dilation_w(p.window.dilation_w),
-        shift_h(half_h(p) - p.window.pad_h),
-        shift_w(half_w(p) - p.window.pad_w),
-        reach_h(static_cast<A>(half_h(p) * p.offset_scale)),
-        reach_w(static_cast<A>(half_w(p) * p.offset_scale)),
+        shift_h(half(p.window.dilation_h, p.window.kernel_h) - p.window.pad_h),
+        shift_w(half(p.window.dilation_w, p.window.kernel_w) - p.window.pad_w),
+        half_h(half(p.window.dilation_h, p.window.kernel_h)),
+        half_w(half(p.window.dilation_w, p.window.kernel_w)),
         scale(static_cast<A>(p.offset_scale)),
         value_h(static_cast<int>(p.value.h)),
         value_w(static_cast<int>(p.value.w)),
@@ -49,17 +49,26 @@ struct Geometry {
         by_out_width(p.out_width),
         by_kernel_h(p.window.kernel_h) {}
 
-  static int half_h(const Problem& p) { return p.window.dilation_h * (p.window.kernel_h - 1) / 2; }
-  static int half_w(const Problem& p) { return p.window.dilation_w * (p.window.kernel_w - 1) / 2; }
+  static int half(int dilation, int kernel) { return dilation * (kernel - 1) / 2; }
 };
 
+// The window's centre over the input; a point lies at (centre + scale * its place in the window) + scale * offset: in
+// this order little is lost to rounding, and nothing but the last step with scale 1.
 template <typename A>
 struct Position {
-  A base_x, base_y;
+  A center_x, center_y;
 
   __device__ __forceinline__ Position(const Geometry<A>& g, int out_y, int out_x)
-      : base_x(static_cast<A>(out_x * g.stride_w + g.shift_w) - g.reach_w),
-        base_y(static_cast<A>(out_y * g.stride_h + g.shift_h) - g.reach_h) {}
+      : center_x(static_cast<A>(out_x * g.stride_w + g.shift_w)),
+        center_y(static_cast<A>(out_y * g.stride_h + g.shift_h)) {}
+
+  // i and j count the window's points from its first one
+  __device__ __forceinline__ A x(const Geometry<A>& g, int i, A offset) const {
+    return fma(offset, g.scale, fma(static_cast<A>(i * g.dilation_w - g.half_w), g.scale, center_x));
+  }
+  __device__ __forceinline__ A y(const Geometry<A>& g, int j, A offset) const {
+    return fma(offset, g.scale, fma(static_cast<A>(j * g.dilation_h - g.half_h), g.scale, center_y));
+  }
 };
 
 template <typename A>
@@ -73,8 +82,7 @@ struct Sample {
     // the numbering has no hole where the centre is left out
     const int place = k >= g.center ? k + 1 : k;
     const int i = g.by_kernel_h.quotient(place), j = place - i * g.kernel_h;
-    const A x = at.base_x + (static_cast<A>(i * g.dilation_w) + offset_x) * g.scale;
-    const A y = at.base_y + (static_cast<A>(j * g.dilation_h) + offset_y) * g.scale;
+    const A x = at.x(g, i, offset_x), y = at.y(g, j, offset_y);
     // false for NaN
     inside = y > -1 && y < g.height && x > -1 && x < g.width;
     const A floor_y = floor(y), floor_x = floor(x);

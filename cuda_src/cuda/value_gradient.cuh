@@ -55,8 +55,8 @@ struct Tiling {
         out_height(p.out_height),
         groups(p.groups),
         group_width(p.group_width),
-        origin_h(Geometry<float>::half_h(p) - p.window.pad_h - (kRegion - (side - 1) * p.window.stride_h - 1) / 2),
-        origin_w(Geometry<float>::half_w(p) - p.window.pad_w - (kRegion - (side - 1) * p.window.stride_w - 1) / 2),
+        origin_h(origin(p.window.dilation_h, p.window.kernel_h, p.window.pad_h, p.window.stride_h)),
+        origin_w(origin(p.window.dilation_w, p.window.kernel_w, p.window.pad_w, p.window.stride_w)),
         record(3 * static_cast<int64_t>(p.points)),
         grad_output(p.grad_output),
         by_groups(p.groups),
@@ -64,6 +64,10 @@ struct Tiling {
         by_side(side),
         by_points(p.points) {}
 
+  int origin(int dilation, int kernel, int padding, int stride) const {
+    const int centers = (side - 1) * stride + 1;
+    return Geometry<float>::half(dilation, kernel) - padding - (kRegion - centers) / 2;
+  }
   int tiles() const { return columns * ((out_height + side - 1) / side); }
   __host__ __device__ int pixels() const { return side * side; }
   __host__ __device__ int corners(int points) const { return 4 * pixels() * points; }

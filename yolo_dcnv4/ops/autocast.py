@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# asked once: torch.compile of torch 2.10 and 2.11 cannot trace the question
+_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "hpu", "ipu", "maia", "mps", "mtia", "xla", "xpu", "privateuseone")
+    if torch.amp.is_autocast_available(device)
+)
+
 
 def to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Return the tensor in the autocast dtype of its device where autocast is on, else as it is."""
     device = tensor.device.type
     # float64 stays, as in torch's own autocast rules; devices such as meta know no autocast
-    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or device not in _DEVICES:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor

@@ -86,14 +86,13 @@ def _samples(
     if softmax:
         weights = weights.softmax(-1)
 
-    grid_x = torch.tensor([i * win.dilation_w for i, _ in grid], dtype=dtype, device=device)
-    grid_y = torch.tensor([j * win.dilation_h for _, j in grid], dtype=dtype, device=device)
+    grid_x = torch.tensor([i * win.dilation_w - win.half_w for i, _ in grid], dtype=dtype, device=device)
+    grid_y = torch.tensor([j * win.dilation_h - win.half_h for _, j in grid], dtype=dtype, device=device)
     centers_x = torch.arange(out_w, dtype=dtype, device=device) * win.stride_w + (win.half_w - win.pad_w)
     centers_y = torch.arange(out_h, dtype=dtype, device=device) * win.stride_h + (win.half_h - win.pad_h)
-    base_x = (centers_x - win.half_w * offset_scale).view(1, 1, out_w, 1, 1)
-    base_y = (centers_y - win.half_h * offset_scale).view(1, out_h, 1, 1, 1)
-    x = base_x + (grid_x + offsets[..., 0]) * offset_scale
-    y = base_y + (grid_y + offsets[..., 1]) * offset_scale
+    # in this order little is lost to rounding, and nothing but the last step with scale 1
+    x = (centers_x.view(1, 1, out_w, 1, 1) + grid_x * offset_scale) + offsets[..., 0] * offset_scale
+    y = (centers_y.view(1, out_h, 1, 1, 1) + grid_y * offset_scale) + offsets[..., 1] * offset_scale
 
     # comparisons with NaN are false, so a NaN coordinate lies outside too
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
