@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from yolo_dcnv4.ops import dcnv4, dcnv4_reference
 
-from .cases import DEVICES, DTYPES, LAYOUTS, Case, assert_close, run
+from .cases import DEVICES, DTYPES, LAYOUTS, TOLERANCE, Case, Inputs, assert_close, relative_error, run
 from .oracles import Geometry, torchvision_gradients
 
 COMMON = {
@@ -64,10 +64,31 @@ def configurations(draw) -> Case:
     )
 
 
+def _rounding_of_positions(inputs: Inputs, geometry: Geometry, expected: tuple) -> float:
+    """What the oracle's own result changes by when each position moves by one float32 rounding of its largest term.
+
+    Where next to nothing of the samples falls into the image, as on a map of one pixel, that is more than the tolerance.
+    """
+    size = max(inputs.value.shape[1:3])
+    reach = max(d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True))
+    step = (size + max(geometry.padding) + reach * geometry.scale) * torch.finfo(torch.float32).eps / geometry.scale
+    records = inputs.offset_mask.double().clone()
+    points = len(geometry.points)
+    offsets = records[..., : geometry.rows].unflatten(-1, (geometry.groups, 3 * points))[..., : 2 * points]
+    signs = torch.arange(offsets.numel(), device=offsets.device).reshape(offsets.shape) % 3 - 1
+    offsets += step * signs
+    moved = torchvision_gradients(inputs.value, records, inputs.grad, geometry)
+    return max(relative_error(m, e) for m, e in zip(moved, expected, strict=True))
+
+
 def _check(op, case: Case, seed: int, dtype: torch.dtype, device: str) -> None:
     inputs = case.inputs(dtype, device, seed)
     result = run(op, inputs, case.geometry)
-    assert_close(result, torchvision_gradients(*inputs, case.geometry), dtype)
+    expected = torchvision_gradients(*inputs, case.geometry)
+    tolerance = TOLERANCE[dtype]
+    if dtype == torch.float32 and max(map(relative_error, result, expected)) > tolerance:
+        tolerance = max(tolerance, _rounding_of_positions(inputs, case.geometry, expected))
+    assert_close(result, expected, dtype, tolerance)
     assert result[2][..., case.geometry.rows :].count_nonzero() == 0
 
 
