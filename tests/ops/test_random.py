@@ -67,7 +67,7 @@ def configurations(draw) -> Case:
 def _rounding_of_positions(inputs: Inputs, geometry: Geometry, expected: tuple) -> float:
     """What the oracle's own result changes by when each position moves by one float32 rounding of its largest term.
 
-    Where next to nothing of the samples falls into the image, as on a map of one pixel, that is more than the tolerance.
+    Where next to nothing of the samples falls into the image, as on a map of one pixel, that exceeds the tolerance.
     """
     size = max(inputs.value.shape[1:3])
     reach = max(d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True))
