@@ -65,6 +65,14 @@ def _opmath(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _records(offset_mask: Tensor, groups: int, points: int, softmax: bool) -> tuple[Tensor, Tensor]:
+    """Return offsets (N, H_out, W_out, groups, K, 2) and weights (N, H_out, W_out, groups, K) in the opmath dtype."""
+    entries = offset_mask[..., : 3 * groups * points].to(_opmath(offset_mask.dtype))
+    records = entries.reshape(*offset_mask.shape[:3], groups, 3 * points)
+    weights = records[..., 2 * points :]
+    return records[..., : 2 * points].unflatten(-1, (points, 2)), weights.softmax(-1) if softmax else weights
+
+
 def _samples(
     offset_mask: Tensor,
     size: tuple[int, int],
@@ -75,16 +83,12 @@ def _samples(
     softmax: bool,
 ) -> _Samples:
     height, width = size
-    n, out_h, out_w = offset_mask.shape[:3]
+    out_h, out_w = offset_mask.shape[1:3]
     grid = win.grid(remove_center)
     points = len(grid)
     dtype, device = _opmath(offset_mask.dtype), offset_mask.device
 
-    records = offset_mask[..., : 3 * groups * points].to(dtype).reshape(n, out_h, out_w, groups, 3 * points)
-    offsets = records[..., : 2 * points].unflatten(-1, (points, 2))
-    weights = records[..., 2 * points :]
-    if softmax:
-        weights = weights.softmax(-1)
+    offsets, weights = _records(offset_mask, groups, points, softmax)
 
     grid_x = torch.tensor([i * win.dilation_w - win.half_w for i, _ in grid], dtype=dtype, device=device)
     grid_y = torch.tensor([j * win.dilation_h - win.half_h for _, j in grid], dtype=dtype, device=device)
@@ -187,16 +191,11 @@ def reference_backward(
         grad_value = grad_pixels.reshape(value.shape).to(value.dtype)
     if needs_offset_mask:
         if softmax:
-            weights = _softmax_weights(offset_mask, groups, points)
+            # those of points outside too: the softmax runs over all of them
+            weights = _records(offset_mask, groups, points, softmax)[1].flatten(1, 2)
             grad_weights = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
         records = torch.cat((grad_offsets.flatten(-2) * offset_scale, grad_weights), -1)
         records = records.reshape(n, out_h, out_w, 3 * groups * points)
         grad_offset_mask = offset_mask.new_zeros(offset_mask.shape)
         grad_offset_mask[..., : records.shape[-1]] = records
     return grad_value, grad_offset_mask
-
-
-def _softmax_weights(offset_mask: Tensor, groups: int, points: int) -> Tensor:
-    n, out_h, out_w = offset_mask.shape[:3]
-    records = offset_mask[..., : 3 * groups * points].reshape(n, out_h * out_w, groups, 3 * points)
-    return records[..., 2 * points :].to(_opmath(offset_mask.dtype)).softmax(-1)
