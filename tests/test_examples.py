@@ -125,5 +125,18 @@ def test_stale_readme_table_is_noticed(monkeypatch: pytest.MonkeyPatch):
 
 def test_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"`?((?:examples|patches|docs)/[\w.]+|CHANGELOG\.md|CONTRIBUTING\.md|make\.sh)", text)
-    assert named and all((ROOT / name).exists() for name in named)
+    named = set(re.findall(r"\b(?:examples|patches|docs)/[\w./-]*\w|\b\w+\.(?:md|sh)\b(?!/)", text))
+    assert {"make.sh", "CHANGELOG.md", "docs/build.md"} <= named
+    assert [name for name in sorted(named) if not any((ROOT / part / name).exists() for part in (".", "docs"))] == []
+
+
+def test_links_between_documents_lead_somewhere():
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("patches/*.md")]
+    links = [
+        (document, target.split("#")[0])
+        for document in documents
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8"))
+        if not target.startswith(("http", "#"))
+    ]
+    assert links
+    assert [(document.name, target) for document, target in links if not (document.parent / target).exists()] == []
