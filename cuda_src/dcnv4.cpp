@@ -1,6 +1,7 @@
 #include "host.h"
 
 #include <limits>
+#include <tuple>
 
 namespace yolo_dcnv4 {
 
@@ -104,9 +105,50 @@ Tensor empty_output(const Tensor& value, const Problem& p) {
   return torch::stable::new_empty(value, {p.batch, p.out_height, p.out_width, p.channels()});
 }
 
-Tensor empty_like_dense(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels) {
+  STD_TORCH_CHECK(packed.dim() == 4, "packed must have 4 dimensions, got ", packed.dim());
+  STD_TORCH_CHECK(
+      channels >= 1 && channels < packed.size(3), "channels must lie in [1, ", packed.size(3) - 1, "], got ", channels);
+  // narrow takes its tensor by mutable reference
+  Tensor whole = packed;
+  return {
+      torch::stable::narrow(whole, 3, 0, channels),
+      torch::stable::narrow(whole, 3, channels, packed.size(3) - channels)};
+}
 
-Tensor zeros_like_dense(const Tensor& tensor) { return torch::stable::new_zeros(tensor, tensor.sizes()); }
+namespace {
+
+Tensor room_like(const Tensor& tensor, bool zeros) {
+  return zeros ? torch::stable::new_zeros(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, tensor.sizes());
+}
+
+}  // namespace
+
+Gradients::Gradients(
+    const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask, bool zeros)
+    : value(needs_value ? room_like(value, zeros) : torch::stable::new_empty(value, {0})),
+      offset_mask(needs_offset_mask ? room_like(offset_mask, false) : torch::stable::new_empty(value, {0})) {}
+
+Gradients::Gradients(const Tensor& packed, int64_t channels, bool zeros) : packed(room_like(packed, zeros)) {
+  std::tie(value, offset_mask) = unpack(this->packed, channels);
+}
+
+BackwardArgs backward_args(
+    const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
+    const Gradients& gradients) {
+  const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
+  const bool packed = gradients.packed.defined();
+  const int64_t row = p.channels() + p.row;
+  return {
+      p,
+      grad_output.data_ptr(),
+      value.data_ptr(),
+      offset_mask.data_ptr(),
+      pointer(gradients.value),
+      pointer(gradients.offset_mask),
+      packed ? row : p.channels(),
+      packed ? row : p.row};
+}
 
 }  // namespace yolo_dcnv4
 
@@ -118,5 +160,12 @@ STABLE_TORCH_LIBRARY(yolo_dcnv4, m) {
       "dcnv4_backward(Tensor grad_output, Tensor value, Tensor offset_mask, int groups, int[] window, "
       "float offset_scale, bool remove_center, bool softmax, bool needs_value, bool needs_offset_mask, "
       "bool deterministic) -> (Tensor, Tensor)");
+  // value and offset_mask side by side, as one projection writes them, and one gradient for both
+  m.def(
+      "dcnv4_packed(Tensor packed, int groups, int[] window, float offset_scale, bool remove_center, bool softmax, "
+      "int channels) -> Tensor");
+  m.def(
+      "dcnv4_packed_backward(Tensor grad_output, Tensor packed, int groups, int[] window, float offset_scale, "
+      "bool remove_center, bool softmax, int channels, bool deterministic) -> Tensor");
   m.def("cuda_obstacle(int device) -> str");
 }

@@ -49,8 +49,10 @@ struct BackwardArgs {
   const void* grad_output;
   const void* value;
   const void* offset_mask;
-  void* grad_value;        // contiguous; null where it is not needed
-  void* grad_offset_mask;  // contiguous, padding zero-filled; null where it is not needed
+  // gradients lie pixel by pixel without gaps but those of the row lengths, which count elements; null: not needed
+  void* grad_value;
+  void* grad_offset_mask;
+  int64_t grad_value_row, grad_offset_mask_row;
 };
 
 }  // namespace yolo_dcnv4

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <utility>
 #include <vector>
 
 #include "dcnv4.h"
@@ -28,7 +29,23 @@ void set_grad_output(Problem& problem, const Tensor& grad_output);
 
 // contiguous (N, H_out, W_out, C)
 Tensor empty_output(const Tensor& value, const Problem& problem);
-Tensor empty_like_dense(const Tensor& tensor);
-Tensor zeros_like_dense(const Tensor& tensor);
+
+// value and offset_mask as views of one tensor (N, H, W, C + R)
+std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels);
+
+// Room for what the backward kernels write. `value` and `offset_mask` are contiguous, empty where they are not needed,
+// or views of `packed`. Padding is left to the kernels.
+struct Gradients {
+  Tensor value, offset_mask, packed;
+
+  // of two tensors; with `zeros`, that of value starts at zero
+  Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask, bool zeros);
+  // of one tensor; with `zeros`, all of it starts at zero
+  Gradients(const Tensor& packed, int64_t channels, bool zeros);
+};
+
+BackwardArgs backward_args(
+    const Problem& problem, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
+    const Gradients& gradients);
 
 }  // namespace yolo_dcnv4

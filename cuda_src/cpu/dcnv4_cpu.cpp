@@ -1,4 +1,5 @@
 #include <atomic>
+#include <utility>
 
 #include "../host.h"
 #include "dcnv4_kernel.h"
@@ -38,28 +39,43 @@ Tensor forward(
   return out;
 }
 
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
-    std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
-    bool needs_offset_mask, bool /*deterministic: always is*/) {
-  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad_output);
-  Tensor grad_value = needs_value ? empty_like_dense(value) : torch::stable::new_empty(value, {0});
-  Tensor grad_offset_mask = needs_offset_mask ? zeros_like_dense(offset_mask) : torch::stable::new_empty(value, {0});
-  const BackwardArgs args{
-      p,
-      grad_output.data_ptr(),
-      value.data_ptr(),
-      offset_mask.data_ptr(),
-      needs_value ? grad_value.data_ptr() : nullptr,
-      needs_offset_mask ? grad_offset_mask.data_ptr() : nullptr};
+void run_backward(const BackwardArgs& args) {
+  const Problem& p = args.problem;
   const CpuKernels& kernels = best_kernels();
   std::atomic<bool> done{true};
   torch::stable::parallel_for(0, p.batch * p.groups, 1, [&](int64_t begin, int64_t end) {
     if (!kernels.backward(args, begin, end)) done = false;
   });
   STD_TORCH_CHECK(done.load(), "out of memory: no room for ", p.pixels() * p.group_width, " working values a thread");
-  return {grad_value, grad_offset_mask};
+}
+
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
+    std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
+    bool needs_offset_mask, bool /*deterministic: always is*/) {
+  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad_output);
+  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask, false);
+  run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
+  return {gradients.value, gradients.offset_mask};
+}
+
+Tensor forward_packed(
+    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
+    bool softmax, int64_t channels) {
+  const auto [value, offset_mask] = unpack(packed, channels);
+  return forward(value, offset_mask, groups, std::move(window), offset_scale, remove_center, softmax);
+}
+
+Tensor backward_packed(
+    const Tensor& grad_output, const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale,
+    bool remove_center, bool softmax, int64_t channels, bool /*deterministic: always is*/) {
+  const auto [value, offset_mask] = unpack(packed, channels);
+  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad_output);
+  const Gradients gradients(packed, channels, false);
+  run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
+  return gradients.packed;
 }
 
 }  // namespace
@@ -69,4 +85,6 @@ std::tuple<Tensor, Tensor> backward(
 STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CPU, m) {
   m.impl("dcnv4", TORCH_BOX(&yolo_dcnv4::forward));
   m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
+  m.impl("dcnv4_packed", TORCH_BOX(&yolo_dcnv4::forward_packed));
+  m.impl("dcnv4_packed_backward", TORCH_BOX(&yolo_dcnv4::backward_packed));
 }

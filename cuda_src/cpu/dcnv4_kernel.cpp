@@ -256,7 +256,6 @@ template <typename T>
 bool backward(const BackwardArgs& args, int64_t begin, int64_t end) {
   using A = typename Opmath<T>::type;
   const Problem& p = args.problem;
-  const int64_t channels = p.channels();
   const int width = p.group_width;
   const A scale = static_cast<A>(p.offset_scale);
   const Strides own{0, static_cast<int64_t>(p.width) * width, width};
@@ -282,9 +281,9 @@ bool backward(const BackwardArgs& args, int64_t begin, int64_t end) {
       const T* record = static_cast<const T*>(args.offset_mask) + n * p.offset_mask.n + out_y * p.offset_mask.h +
                         out_x * p.offset_mask.w + first;
       const Points<T, A> points(p, record, out_y, out_x);
-      T* grad_record = args.grad_offset_mask
-                           ? static_cast<T*>(args.grad_offset_mask) + (n * p.out_pixels() + pixel) * p.row + first
-                           : nullptr;
+      T* grad_record = args.grad_offset_mask ? static_cast<T*>(args.grad_offset_mask) +
+                                                   (n * p.out_pixels() + pixel) * args.grad_offset_mask_row + first
+                                             : nullptr;
       A expected = 0;
       for (int k = 0; k < p.points; ++k) {
         const Sample<A> s = points(k, p.value);
@@ -311,13 +310,17 @@ bool backward(const BackwardArgs& args, int64_t begin, int64_t end) {
           const A d = p.softmax ? points.weight(k) * (weight_gradients[k] - expected) : weight_gradients[k];
           store(d, grad_record + 2 * p.points + k);
         }
+        if (g + 1 == p.groups) {
+          for (int64_t i = int64_t{3} * p.points; i < p.row - first; ++i) store(A{0}, grad_record + i);
+        }
       }
     }
 
     if (args.grad_value) {
-      T* out = static_cast<T*>(args.grad_value) + n * p.pixels() * channels + static_cast<int64_t>(g) * width;
+      T* out =
+          static_cast<T*>(args.grad_value) + n * p.pixels() * args.grad_value_row + static_cast<int64_t>(g) * width;
       const A* sum = sums;
-      for (int64_t pixel = 0; pixel < p.pixels(); ++pixel, out += channels, sum += width) {
+      for (int64_t pixel = 0; pixel < p.pixels(); ++pixel, out += args.grad_value_row, sum += width) {
         for (int c = 0; c < width; ++c) store(sum[c], out + c);
       }
     }

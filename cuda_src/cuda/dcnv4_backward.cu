@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "dispatch.cuh"
 #include "launch.h"
 #include "offset_gradient.cuh"
 #include "sampling.cuh"
@@ -26,31 +27,39 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
   if (unit >= layout.units) return;
   const GradientUnit<T> u(g, layout, unit, kChannels, grad_output, value, offset_mask, grad_offset_mask);
   const Sums sums = raw_sums.prepared();
-  const int channels = layout.groups * layout.group_width;
-  const int64_t own_image = static_cast<int64_t>(blockIdx.y) * g.height * g.width * channels + u.first_channel;
+  const int64_t own_image = static_cast<int64_t>(blockIdx.y) * g.height * g.width * sums.row + u.first_channel;
   A<T> grad[kChannels];
   load_floats<T, kChannels>(u.grads + u.lanes.index * kChannels, grad);
+  u.zero_padding(layout);
   record_gradient<T, kChannels>(g, u, grad, [&](int y, int x, int vector, A<T> factor) {
     if (!needs_value) return;
-    const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * channels + vector * kChannels;
+    const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * sums.row + vector * kChannels;
     sums.template add<kChannels>(target, grad, factor);
   });
 }
 
-// largest finite magnitude of the entries of each row whose index modulo `period` is at least `from`
-template <typename T>
+// largest finite magnitude among the entries of each pixel's row whose index modulo `period` is at least `from`
+template <typename T, int kVector>
 __global__ void __launch_bounds__(kThreads) find_bound(
-    const T* __restrict__ data, Strides strides, int64_t rows, int out_height, int out_width, int64_t entries,
-    int64_t period, int64_t from, unsigned long long* bound) {
+    const T* __restrict__ data, const Strides strides, const int pixels, const int out_width, const int entries,
+    const int period, const int from, const Divider by_out_width, const Divider by_period, const int lanes,
+    unsigned long long* bound) {
+  const T* image = data + blockIdx.y * strides.n;
+  const int rows_a_step = gridDim.x * kThreads / lanes;
   unsigned long long largest = 0;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t x = row % out_width, y = row / out_width % out_height, n = row / out_width / out_height;
-    const T* start = data + n * strides.n + y * strides.h + x * strides.w;
-    for (int64_t i = threadIdx.x; i < entries; i += kThreads) {
-      if (i % period < from) continue;
-      const A<T> entry = to_opmath(start[i]);
-      const unsigned long long bits = pattern(entry);
-      largest = isfinite(entry) && bits > largest ? bits : largest;
+  for (int pixel = (blockIdx.x * kThreads + threadIdx.x) / lanes; pixel < pixels; pixel += rows_a_step) {
+    const int y = by_out_width.quotient(pixel), x = pixel - y * out_width;
+    const T* row = image + y * strides.h + x * strides.w;
+    for (int i = threadIdx.x % lanes * kVector; i < entries; i += lanes * kVector) {
+      Vector<T, kVector> v;
+      v.load(row + i);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        const int place = i + e - by_period.quotient(i + e) * period;
+        const A<T> entry = to_opmath(v.element[e]);
+        const unsigned long long bits = pattern(entry);
+        if (place >= from && i + e < entries && isfinite(entry) && bits > largest) largest = bits;
+      }
     }
   }
   for (int step = 16; step > 0; step /= 2) {
@@ -60,22 +69,53 @@ __global__ void __launch_bounds__(kThreads) find_bound(
   if (threadIdx.x % 32 == 0) atomicMax(bound, largest);
 }
 
-template <typename T, typename Sums>
-__global__ void __launch_bounds__(kThreads) finish(const Sums raw, int64_t count, T* __restrict__ grad_value) {
+// rounds the sums of an image, which lie without gaps, to grad_value
+template <typename T, int kVector, typename Sums>
+__global__ void __launch_bounds__(kThreads) finish(
+    const Sums raw, const int pixels, const Divider by_row_vectors, const int64_t row, T* __restrict__ grad_value) {
   const Sums sums = raw.prepared();
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
-    grad_value[i] = from_opmath<T>(sums.finished(i));
+  const int row_vectors = by_row_vectors.divisor;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * pixels;
+  for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < pixels * row_vectors; i += gridDim.x * kThreads) {
+    A<T> sum[kVector];
+    sums.finished((first * row_vectors + i) * kVector, sum);
+    Vector<T, kVector> rounded;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) rounded.element[e] = from_opmath<T>(sum[e]);
+    const int64_t pixel = by_row_vectors.quotient(i);
+    rounded.store(grad_value + (first + pixel) * row + (i - pixel * row_vectors) * kVector);
   }
 }
 
 int grid_for(int64_t work, int64_t most) { return static_cast<int>(work < most ? (work > 0 ? work : 1) : most); }
 
+template <typename T, typename Sums>
+cudaError_t round_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
+  const Problem& p = args.problem;
+  constexpr int kWide = 4;
+  const bool wide = p.channels() % kWide == 0 && args.grad_value_row % kWide == 0 &&
+                    reinterpret_cast<uintptr_t>(args.grad_value) % (kWide * sizeof(T)) == 0;
+  const int row_vectors = static_cast<int>(p.channels() / (wide ? kWide : 1));
+  const int pixels = static_cast<int>(p.pixels());
+  for (int64_t first = 0; first < p.batch; first += kMostImages) {
+    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+    const int64_t vectors = p.pixels() * row_vectors;
+    const dim3 grid(grid_for((vectors + kThreads - 1) / kThreads, 1 << 16), static_cast<unsigned>(images));
+    Sums shifted = sums;
+    shifted.sums += first * p.pixels() * p.channels();
+    const auto kernel = wide ? finish<T, kWide, Sums> : finish<T, 1, Sums>;
+    kernel<<<grid, kThreads, 0, stream>>>(
+        shifted, pixels, Divider(row_vectors), args.grad_value_row,
+        static_cast<T*>(args.grad_value) + first * p.pixels() * args.grad_value_row);
+  }
+  return cudaGetLastError();
+}
+
 template <typename T, int kChannels, typename Sums>
 cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream) {
   const Problem& p = args.problem;
   const Geometry<A<T>> g(p);
-  const GradientLayout layout(p, kChannels);
+  const GradientLayout layout(p, args.grad_offset_mask_row, kChannels);
   const auto* grad_output = static_cast<const T*>(args.grad_output);
   const auto* value = static_cast<const T*>(args.value);
   const auto* offset_mask = static_cast<const T*>(args.offset_mask);
@@ -87,7 +127,7 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
     const T* grads = grad_output + first * p.grad_output.n;
     const T* records = offset_mask + first * p.offset_mask.n;
     Sums shifted = sums;
-    shifted.sums += first * p.pixels() * p.channels();
+    shifted.sums += first * p.pixels() * sums.row;
     if constexpr (sizeof(T) <= 4) {
       if (tiled) {
         const cudaError_t status = launch_tiles<T, kChannels>(p, grads, records, shifted, images, stream);
@@ -95,7 +135,8 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       }
     }
     if (!scatters && !grad_offset_mask) continue;
-    T* grad_records = grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * p.row : nullptr;
+    T* grad_records =
+        grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * args.grad_offset_mask_row : nullptr;
     const T* values = value + first * p.value.n;
     const dim3 grid((layout.units + kGradientThreads - 1) / kGradientThreads, static_cast<unsigned>(images));
     if constexpr (sizeof(T) <= 4 && sizeof(T) * kChannels == 16) {
@@ -110,26 +151,48 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
     backward_any_window<T, kChannels, Sums>
         <<<grid, kGradientThreads, 0, stream>>>(g, layout, grads, values, records, shifted, scatters, grad_records);
   }
-  if (args.grad_value && args.sums) {
-    const int64_t count = p.batch * p.pixels() * p.channels();
-    finish<T, Sums><<<grid_for((count + kThreads - 1) / kThreads, 1 << 16), kThreads, 0, stream>>>(
-        sums, count, static_cast<T*>(args.grad_value));
-  }
   return cudaGetLastError();
+}
+
+// period and from choose the entries of a row, of which `whole` may be read
+template <typename T>
+void find_bound_of(
+    const Problem& p, const void* data, const Strides& strides, int entries, int64_t whole, int period, int from,
+    unsigned long long* bound, cudaStream_t stream) {
+  constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
+  const auto aligned = [&](int64_t elements) { return elements % kWidest == 0; };
+  const bool wide = reinterpret_cast<uintptr_t>(data) % 16 == 0 && aligned(strides.n) && aligned(strides.h) &&
+                    aligned(strides.w) && (entries + kWidest - 1) / kWidest * kWidest <= whole;
+  const int vectors = wide ? (entries + kWidest - 1) / kWidest : entries;
+  int lanes = 1;
+  while (lanes < 32 && lanes < vectors) lanes *= 2;
+  const int pixels = static_cast<int>(p.out_pixels());
+  const int64_t threads = static_cast<int64_t>(pixels) * lanes;
+  for (int64_t first = 0; first < p.batch; first += kMostImages) {
+    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+    const dim3 grid(grid_for((threads + kThreads - 1) / kThreads, 4096 / images + 1), static_cast<unsigned>(images));
+    const auto kernel = wide ? find_bound<T, kWidest> : find_bound<T, 1>;
+    kernel<<<grid, kThreads, 0, stream>>>(
+        static_cast<const T*>(data) + first * strides.n, strides, pixels, p.out_width, entries, period, from,
+        Divider(p.out_width), Divider(period), lanes, bound);
+  }
 }
 
 template <typename T>
 void find_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
   const Problem& p = args.problem;
-  const int64_t rows = p.batch * p.out_pixels();
-  const int grid = grid_for(rows, 2048);
-  const int64_t record = 3 * static_cast<int64_t>(p.points);
-  find_bound<T><<<grid, kThreads, 0, stream>>>(
-      static_cast<const T*>(args.grad_output), p.grad_output, rows, p.out_height, p.out_width, p.channels(), 1, 0,
-      &bounds->grad);
-  find_bound<T><<<grid, kThreads, 0, stream>>>(
-      static_cast<const T*>(args.offset_mask), p.offset_mask, rows, p.out_height, p.out_width, p.groups * record,
-      record, 2 * static_cast<int64_t>(p.points), &bounds->weight);
+  const int channels = static_cast<int>(p.channels());
+  find_bound_of<T>(p, args.grad_output, p.grad_output, channels, channels, 1, 0, &bounds->grad, stream);
+  if (p.softmax) return;
+  find_bound_of<T>(
+      p, args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row, 3 * p.points, 2 * p.points, &bounds->weight,
+      stream);
+}
+
+template <typename T, int kChannels, typename Sums>
+cudaError_t launch_rounded(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
+  const cudaError_t status = launch<T, kChannels>(args, sums, stream);
+  return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;
 }
 
 template <typename T, int kChannels>
@@ -139,61 +202,22 @@ cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
     auto* bounds = static_cast<Bounds*>(args.bounds);
     find_bounds<T>(args, bounds, stream);
     const auto samples = static_cast<A<T>>(p.out_pixels()) * p.points;
-    return launch<T, kChannels>(
-        args, FixedPointSums<A<T>>{static_cast<unsigned long long*>(args.sums), bounds, samples, p.softmax, 0, 1},
-        stream);
+    auto* sums = static_cast<unsigned long long*>(args.sums);
+    return launch_rounded<T, kChannels>(
+        args, FixedPointSums<A<T>>{sums, p.channels(), bounds, samples, p.softmax, 0, 1}, stream);
   }
-  void* sums = args.sums ? args.sums : args.grad_value;
-  return launch<T, kChannels>(args, FloatSums<A<T>>{static_cast<A<T>*>(sums)}, stream);
-}
-
-// the widest vector that divides the groups and finds every address aligned
-template <typename T>
-int vector_width(const CudaBackwardArgs& args) {
-  const Problem& p = args.problem;
-  int width = 16 / static_cast<int>(sizeof(T));
-  const auto aligned = [&](const void* start, const Strides& s) {
-    return reinterpret_cast<uintptr_t>(start) % (width * sizeof(T)) == 0 && s.n % width == 0 && s.h % width == 0 &&
-           s.w % width == 0;
-  };
-  while (width > 1 &&
-         !(p.group_width % width == 0 && aligned(args.value, p.value) && aligned(args.grad_output, p.grad_output))) {
-    width /= 2;
-  }
-  return width;
-}
-
-template <typename T>
-cudaError_t launch_type(const CudaBackwardArgs& args, cudaStream_t stream) {
-  switch (vector_width<T>(args)) {
-    case 8:
-      if constexpr (sizeof(T) == 2) return launch_width<T, 8>(args, stream);
-      break;
-    case 4:
-      if constexpr (sizeof(T) <= 4) return launch_width<T, 4>(args, stream);
-      break;
-    case 2:
-      return launch_width<T, 2>(args, stream);
-    default:
-      break;
-  }
-  return launch_width<T, 1>(args, stream);
+  const FloatSums<A<T>> apart{static_cast<A<T>*>(args.sums), p.channels()};
+  const FloatSums<A<T>> in_place{static_cast<A<T>*>(args.grad_value), args.grad_value_row};
+  return launch_rounded<T, kChannels>(args, args.sums ? apart : in_place, stream);
 }
 
 }  // namespace
 
 cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream) {
-  switch (args.problem.dtype) {
-    case DType::float64:
-      return launch_type<double>(args, stream);
-    case DType::float32:
-      return launch_type<float>(args, stream);
-    case DType::float16:
-      return launch_type<__half>(args, stream);
-    case DType::bfloat16:
-      return launch_type<__nv_bfloat16>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  const Problem& p = args.problem;
+  return dispatch(p, {{args.value, p.value}, {args.grad_output, p.grad_output}}, [&](auto element, auto channels) {
+    return launch_width<typename decltype(element)::type, decltype(channels)::value>(args, stream);
+  });
 }
 
 }  // namespace yolo_dcnv4

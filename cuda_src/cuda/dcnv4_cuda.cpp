@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <limits>
+#include <utility>
 
 #include "../host.h"
 #include "launch.h"
@@ -52,6 +53,26 @@ Tensor forward(
   return out;
 }
 
+bool accumulates_in_place(const Problem& p, bool deterministic) {
+  return (p.dtype == DType::float32 || p.dtype == DType::float64) && !deterministic;
+}
+
+void run_backward(
+    const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
+    const Gradients& gradients, bool deterministic) {
+  using torch::headeronly::ScalarType;
+  Tensor sums = torch::stable::new_empty(value, {0}), bounds = sums;
+  const BackwardArgs common = backward_args(p, grad_output, value, offset_mask, gradients);
+  if (p.batch == 0) return;
+  if (common.grad_value && !accumulates_in_place(p, deterministic)) {
+    sums = torch::stable::new_zeros(value, value.sizes(), deterministic ? ScalarType::Long : ScalarType::Float);
+    if (deterministic) bounds = torch::stable::new_zeros(value, {2}, ScalarType::Long);
+  }
+  const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
+  const CudaBackwardArgs args{common, pointer(sums), pointer(bounds), deterministic};
+  check_cuda(launch_backward(args, current_stream(value)), "a DCNv4 backward kernel");
+}
+
 std::tuple<Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
     std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
@@ -60,33 +81,29 @@ std::tuple<Tensor, Tensor> backward(
   set_grad_output(p, grad_output);
   check_extents(p);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device());
-  const Tensor none = torch::stable::new_empty(value, {0});
-  Tensor grad_value = none, grad_offset_mask = none, sums = none, bounds = none;
+  Gradients gradients(value, offset_mask, needs_value, needs_offset_mask, accumulates_in_place(p, deterministic));
+  run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
+  return {gradients.value, gradients.offset_mask};
+}
 
-  using torch::headeronly::ScalarType;
-  const bool accumulates_in_place = (p.dtype == DType::float32 || p.dtype == DType::float64) && !deterministic;
-  if (needs_value) {
-    grad_value = accumulates_in_place ? zeros_like_dense(value) : empty_like_dense(value);
-    if (!accumulates_in_place) {
-      sums = torch::stable::new_zeros(value, value.sizes(), deterministic ? ScalarType::Long : ScalarType::Float);
-    }
-    if (deterministic) bounds = torch::stable::new_zeros(value, {2}, ScalarType::Long);
-  }
-  if (needs_offset_mask) {
-    const bool padded = p.row != 3 * static_cast<int64_t>(p.groups) * p.points;
-    grad_offset_mask = padded ? zeros_like_dense(offset_mask) : empty_like_dense(offset_mask);
-  }
-  if (p.batch > 0) {
-    const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-    const CudaBackwardArgs args{
-        {p, grad_output.data_ptr(), value.data_ptr(), offset_mask.data_ptr(), pointer(grad_value),
-         pointer(grad_offset_mask)},
-        pointer(sums),
-        pointer(bounds),
-        deterministic};
-    check_cuda(launch_backward(args, current_stream(value)), "a DCNv4 backward kernel");
-  }
-  return {grad_value, grad_offset_mask};
+Tensor forward_packed(
+    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
+    bool softmax, int64_t channels) {
+  const auto [value, offset_mask] = unpack(packed, channels);
+  return forward(value, offset_mask, groups, std::move(window), offset_scale, remove_center, softmax);
+}
+
+Tensor backward_packed(
+    const Tensor& grad_output, const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale,
+    bool remove_center, bool softmax, int64_t channels, bool deterministic) {
+  const auto [value, offset_mask] = unpack(packed, channels);
+  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad_output);
+  check_extents(p);
+  const torch::stable::accelerator::DeviceGuard guard(packed.get_device());
+  Gradients gradients(packed, channels, accumulates_in_place(p, deterministic));
+  run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
+  return gradients.packed;
 }
 
 std::string obstacle(int64_t device) {
@@ -105,6 +122,8 @@ std::string obstacle(int64_t device) {
 STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CUDA, m) {
   m.impl("dcnv4", TORCH_BOX(&yolo_dcnv4::forward));
   m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
+  m.impl("dcnv4_packed", TORCH_BOX(&yolo_dcnv4::forward_packed));
+  m.impl("dcnv4_packed_backward", TORCH_BOX(&yolo_dcnv4::backward_packed));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CompositeExplicitAutograd, m) {

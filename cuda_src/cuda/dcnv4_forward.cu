@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "dispatch.cuh"
 #include "launch.h"
 #include "sampling.cuh"
 #include "window3x3.cuh"
@@ -42,7 +43,7 @@ __device__ void aggregate(
 }
 
 struct Layout {
-  int units, vectors, group_width;
+  int units, vectors;
   int64_t row;                   // 3 * K
   Divider by_vectors, by_lanes;  // vectors a pixel, vectors a group
 };
@@ -143,13 +144,13 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
 }
 
 template <typename T, int kChannels>
-cudaError_t launch(const ForwardArgs& args, bool tuned, cudaStream_t stream) {
+cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
+  const bool tuned = fits_3x3(p, sizeof(T));
   const Geometry<A<T>> g(p);
   Layout layout;
   layout.vectors = static_cast<int>(p.channels() / kChannels);
   layout.units = static_cast<int>(p.out_pixels() * layout.vectors);
-  layout.group_width = p.group_width;
   layout.row = 3 * static_cast<int64_t>(p.points);
   layout.by_vectors = Divider(layout.vectors);
   layout.by_lanes = Divider(p.group_width / kChannels);
@@ -174,51 +175,12 @@ cudaError_t launch(const ForwardArgs& args, bool tuned, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// the widest vector that divides the groups and finds every address aligned
-template <typename T>
-int vector_width(const ForwardArgs& args) {
-  const Problem& p = args.problem;
-  int width = 16 / static_cast<int>(sizeof(T));
-  const auto aligned = [&](int64_t elements) { return elements % width == 0; };
-  while (width > 1 && !(p.group_width % width == 0 && aligned(p.value.n) && aligned(p.value.h) && aligned(p.value.w) &&
-                        reinterpret_cast<uintptr_t>(args.value) % (width * sizeof(T)) == 0)) {
-    width /= 2;
-  }
-  return width;
-}
-
-template <typename T>
-cudaError_t launch_type(const ForwardArgs& args, cudaStream_t stream) {
-  const bool tuned = fits_3x3(args.problem, sizeof(T));
-  switch (vector_width<T>(args)) {
-    case 8:
-      if constexpr (sizeof(T) == 2) return launch<T, 8>(args, tuned, stream);
-      break;
-    case 4:
-      if constexpr (sizeof(T) <= 4) return launch<T, 4>(args, tuned, stream);
-      break;
-    case 2:
-      return launch<T, 2>(args, tuned, stream);
-    default:
-      break;
-  }
-  return launch<T, 1>(args, tuned, stream);
-}
-
 }  // namespace
 
 cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream) {
-  switch (args.problem.dtype) {
-    case DType::float64:
-      return launch_type<double>(args, stream);
-    case DType::float32:
-      return launch_type<float>(args, stream);
-    case DType::float16:
-      return launch_type<__half>(args, stream);
-    case DType::bfloat16:
-      return launch_type<__nv_bfloat16>(args, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(args.problem, {{args.value, args.problem.value}}, [&](auto element, auto channels) {
+    return launch<typename decltype(element)::type, decltype(channels)::value>(args, stream);
+  });
 }
 
 cudaError_t probe_device() {

@@ -29,16 +29,18 @@ struct Lanes {
 struct GradientLayout {
   int units;  // pixels * groups * lanes
   int groups, group_width, lanes;
-  int64_t row, record;  // R and 3 * K
+  int64_t row, record;  // of the gradient, from pixel to pixel; 3 * K
+  int64_t entries;      // R
   Strides grad_output;
   Divider by_pixel, by_lanes;
 
-  GradientLayout(const Problem& p, int channels_a_thread)
+  GradientLayout(const Problem& p, int64_t gradient_row, int channels_a_thread)
       : groups(p.groups),
         group_width(p.group_width),
         lanes(1),
-        row(p.row),
+        row(gradient_row),
         record(3 * static_cast<int64_t>(p.points)),
+        entries(p.row),
         grad_output(p.grad_output) {
     while (lanes < 32 && 2 * lanes <= p.group_width / channels_a_thread) lanes *= 2;
     units = static_cast<int>(p.out_pixels() * groups * lanes);
@@ -53,7 +55,7 @@ struct GradientUnit {
   using A = typename Opmath<T>::type;
   Position<A> at;
   Lanes lanes;
-  int first_channel;
+  int group, first_channel;
   const T* image;
   const T* record;
   const T* grads;
@@ -64,7 +66,7 @@ struct GradientUnit {
       const T* value, const T* offset_mask, T* grad_offset_mask)
       : at(g, 0, 0) {
     const int pixel = layout.by_pixel.quotient(unit);
-    const int group = layout.by_lanes.quotient(unit - pixel * layout.groups * layout.lanes);
+    group = layout.by_lanes.quotient(unit - pixel * layout.groups * layout.lanes);
     const int out_y = g.by_out_width.quotient(pixel);
     const int out_x = pixel - out_y * g.out_width;
     const int64_t n = blockIdx.y;
@@ -77,6 +79,12 @@ struct GradientUnit {
             first_channel;
     grad_record =
         grad_offset_mask ? grad_offset_mask + (n * g.out_pixels + pixel) * layout.row + group * layout.record : nullptr;
+  }
+
+  // the rest of the row, behind the last group
+  __device__ __forceinline__ void zero_padding(const GradientLayout& layout) const {
+    if (!grad_record || group + 1 < layout.groups || lanes.index != 0) return;
+    for (int64_t i = layout.record; i < layout.entries - group * layout.record; ++i) grad_record[i] = from_opmath<T>(0);
   }
 };
 
@@ -204,6 +212,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
   const int unit = blockIdx.x * kGradientThreads + threadIdx.x;
   if (unit >= layout.units) return;
   const GradientUnit<T> u(g, layout, unit, kChannels, grad_output, value, offset_mask, grad_offset_mask);
+  u.zero_padding(layout);
   const Record3x3<T> record(u.record);
   float grad[kChannels];
   load_floats<T, kChannels>(u.grads + u.lanes.index * kChannels, grad);

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "vector.cuh"
+
 namespace yolo_dcnv4 {
 namespace {
 
@@ -13,6 +15,7 @@ struct FloatSums {
   static constexpr bool kOrdered = false;
 
   Accumulator* sums;
+  int64_t row;  // elements from one pixel to the next
 
   __device__ __forceinline__ FloatSums prepared() const { return *this; }
 
@@ -34,7 +37,21 @@ struct FloatSums {
     }
   }
 
-  __device__ __forceinline__ Accumulator finished(int64_t index) const { return sums[index]; }
+  // a sum of each lane that has one, by a whole warp
+  template <int kChannels>
+  __device__ __forceinline__ void add_whole_warp(
+      int64_t index, const Accumulator (&sum)[kChannels], bool has_one) const {
+    if (has_one) add<kChannels>(index, sum, 1);
+  }
+
+  // the sums of kCount neighbours; index is a multiple of kCount
+  template <int kCount>
+  __device__ __forceinline__ void finished(int64_t index, Accumulator (&to)[kCount]) const {
+    Vector<Accumulator, kCount> sum;
+    sum.load(sums + index);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = sum.element[i];
+  }
 };
 
 // bit patterns of the largest finite magnitudes: those of non-negative numbers order as integers
@@ -49,6 +66,24 @@ __device__ __forceinline__ double number(unsigned long long bits, double) { retu
 __device__ __forceinline__ unsigned long long pattern(float v) { return __float_as_uint(fabsf(v)); }
 __device__ __forceinline__ unsigned long long pattern(double v) { return __double_as_longlong(fabs(v)); }
 
+// to[i] of lane j becomes from[j] of lane i, in groups of kSize neighbouring lanes
+template <int kSize, typename Accumulator>
+__device__ __forceinline__ void transpose(const Accumulator (&from)[kSize], Accumulator (&to)[kSize], int lane) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) to[i] = from[i];
+#pragma unroll
+  for (int step = kSize / 2; step > 0; step /= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      if (i & step) continue;
+      // the lower lane gives its upper half for the upper lane's lower one
+      const Accumulator received = __shfl_xor_sync(0xffffffffu, upper ? to[i] : to[i + step], step);
+      (upper ? to[i] : to[i + step]) = received;
+    }
+  }
+}
+
 // Sums in 64-bit fixed point: integer addition is associative, so any order gives the same bits. The unit is chosen so
 // that the largest possible sum, max|grad_output| * max|weight| * number of samples, stays below 2^60. A contribution
 // that is not finite lifts its sum to 2^62, from where the others cannot bring it back below 2^61: it comes out as NaN.
@@ -58,6 +93,7 @@ struct FixedPointSums {
   static constexpr long long kNotFinite = 1ll << 62;
 
   unsigned long long* sums;
+  int64_t row;  // elements from one pixel to the next
   const Bounds* bounds;
   Accumulator samples;
   bool softmax;
@@ -92,9 +128,31 @@ struct FixedPointSums {
     }
   }
 
-  __device__ __forceinline__ Accumulator finished(int64_t index) const {
-    const long long sum = static_cast<long long>(sums[index]);
-    return sum > kNotFinite / 2 ? static_cast<Accumulator>(NAN) : scalbn(static_cast<Accumulator>(sum), unit);
+  // neighbouring lanes exchange channels, so that each addition of the warp goes to neighbouring addresses
+  template <int kChannels>
+  __device__ __forceinline__ void add_whole_warp(
+      int64_t index, const Accumulator (&sum)[kChannels], bool has_one) const {
+    const int lane = threadIdx.x % kChannels;
+    Accumulator channel[kChannels];
+    transpose(sum, channel, lane);
+#pragma unroll
+    for (int from = 0; from < kChannels; ++from) {
+      const bool exists = __shfl_sync(0xffffffffu, has_one, from, kChannels);
+      const int64_t start = __shfl_sync(0xffffffffu, index, from, kChannels);
+      const Accumulator one[1] = {channel[from]};
+      if (exists) add<1>(start + lane, one, 1);
+    }
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ void finished(int64_t index, Accumulator (&to)[kCount]) const {
+    Vector<unsigned long long, kCount> bits;
+    bits.load(sums + index);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const long long sum = static_cast<long long>(bits.element[i]);
+      to[i] = sum > kNotFinite / 2 ? static_cast<Accumulator>(NAN) : scalbn(static_cast<Accumulator>(sum), unit);
+    }
   }
 };
 

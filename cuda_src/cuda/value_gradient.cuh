@@ -27,7 +27,7 @@ constexpr int kBuckets = 64;        // of targets with equally many corners, the
 
 struct Corner {
   float weight;
-  uint32_t source;  // output pixel of the tile in the upper half; the lower half makes corners distinct
+  int pixel;  // output pixel of the tile
 };
 
 struct Tiling {
@@ -92,15 +92,6 @@ __device__ __forceinline__ int prefix_sum(int value, int lane) {
   return value;
 }
 
-__device__ __forceinline__ void sort_by_source(Corner* corners, int count) {
-  for (int i = 1; i < count; ++i) {
-    const Corner moved = corners[i];
-    int place = i;
-    for (; place > 0 && corners[place - 1].source > moved.source; --place) corners[place] = corners[place - 1];
-    corners[place] = moved;
-  }
-}
-
 template <typename T, int kChannels, typename Sums>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
     const Geometry<float> g, const Tiling t, const T* __restrict__ grad_output, const T* __restrict__ offset_mask,
@@ -121,9 +112,8 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
   const int region_y = tile_y * t.side * g.stride_h + t.origin_h;
   const int region_x = tile_x * t.side * g.stride_w + t.origin_w;
   const int vectors = t.group_width / kChannels;
-  const int channels = t.groups * t.group_width;
-  const int64_t own_image = n * g.height * g.width * channels + group * t.group_width;
   const Sums sums = raw_sums.prepared();
+  const int64_t own_image = n * g.height * g.width * sums.row + group * t.group_width;
 
   const auto output_pixel = [&](int pixel, int& y, int& x) {
     const int row = t.by_side.quotient(pixel);
@@ -197,11 +187,36 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
       weights[i][c] = corner.weight[c];
       if (!corner.valid[c]) continue;
       const int target = region_target(s, c);
-      if (target >= 0) {
-        slots[i][c] = static_cast<uint32_t>(atomicAdd(&first[target], 1)) << 8 | target;
-      } else {
+      if (target < 0) {
         has_far = true;
+      } else if constexpr (Sums::kOrdered) {
+        slots[i][c] = target;
+      } else {
+        slots[i][c] = static_cast<uint32_t>(atomicAdd(&first[target], 1)) << 8 | target;
       }
+    }
+  }
+  if constexpr (Sums::kOrdered) {
+    // ranks in a fixed order: warp by warp, corner by corner, lane by lane
+    const unsigned lower_lanes = (1u << (threadIdx.x % 32)) - 1;
+#pragma unroll 1
+    for (int turn = 0; turn < kTileThreads / 32; ++turn) {
+      if (threadIdx.x / 32 == turn) {
+#pragma unroll
+        for (int i = 0; i < kSamplesAThread; ++i) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const unsigned peers = __match_any_sync(0xffffffffu, slots[i][c]);
+            if (slots[i][c] == kNone) continue;
+            const uint32_t target = slots[i][c];
+            slots[i][c] = static_cast<uint32_t>(first[target] + __popc(peers & lower_lanes)) << 8 | target;
+            __syncwarp(peers);
+            if ((peers & lower_lanes) == 0) first[target] += __popc(peers);
+            __syncwarp(peers);
+          }
+        }
+      }
+      __syncthreads();
     }
   }
   if (has_far) {
@@ -224,7 +239,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
           float grad[kChannels];
 #pragma unroll
           for (int e = 0; e < kChannels; ++e) grad[e] = to_opmath(v.element[e]);
-          sums.template add<kChannels>(own_image + pixel * channels + vector * kChannels, grad, corner.weight[c]);
+          sums.template add<kChannels>(own_image + pixel * sums.row + vector * kChannels, grad, corner.weight[c]);
         }
       }
     }
@@ -258,38 +273,32 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
 #pragma unroll
   for (int i = 0; i < kSamplesAThread; ++i) {
     const int sample = threadIdx.x + i * kTileThreads;
-    const uint32_t pixel = t.by_points.quotient(sample);
-    const uint32_t k = sample - pixel * g.points;
+    const int pixel = t.by_points.quotient(sample);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       if (slots[i][c] == kNone) continue;
-      corners[first[slots[i][c] & 0xff] + (slots[i][c] >> 8)] = {weights[i][c], pixel << 16 | (4 * k + c)};
+      corners[first[slots[i][c] & 0xff] + (slots[i][c] >> 8)] = {weights[i][c], pixel};
     }
   }
   __syncthreads();
 
-  if constexpr (Sums::kOrdered) {
-    for (int i = threadIdx.x; i < kTargets; i += kTileThreads)
-      sort_by_source(corners + first[i], first[i + 1] - first[i]);
-    __syncthreads();
-  }
-
-  for (int i = threadIdx.x; i < kTargets * vectors; i += kTileThreads) {
+  for (int i = threadIdx.x; i - lane < kTargets * vectors; i += kTileThreads) {
     const int place = i / vectors, vector = i - place * vectors;
-    const int target = order[place];
-    const int begin = first[target], end = first[target + 1];
-    if (begin == end) break;  // so are all that follow
+    const int target = i < kTargets * vectors ? order[place] : 0;
+    const int begin = first[target], end = i < kTargets * vectors ? first[target + 1] : begin;
+    // the targets that follow have no more corners
+    if (__all_sync(0xffffffffu, begin == end)) break;
     float sum[kChannels] = {};
 #pragma unroll 2
     for (int j = begin; j < end; ++j) {
       const Corner corner = corners[j];
       Vector<T, kChannels> v;
-      v.copy(rows + ((corner.source >> 16) * vectors + vector) * kChannels);
+      v.copy(rows + (corner.pixel * vectors + vector) * kChannels);
 #pragma unroll
       for (int e = 0; e < kChannels; ++e) sum[e] = fmaf(corner.weight, to_opmath(v.element[e]), sum[e]);
     }
     const int64_t pixel = static_cast<int64_t>(region_y + target / kRegion) * g.width + region_x + target % kRegion;
-    sums.template add<kChannels>(own_image + pixel * channels + vector * kChannels, sum, 1.f);
+    sums.add_whole_warp(own_image + pixel * sums.row + vector * kChannels, sum, begin < end);
   }
 }
 

@@ -77,3 +77,21 @@ def test_output_is_alive_at_the_start():
     """A block without shortcut must pass something on before the first update."""
     out = DCNv4Conv(16, 16)(torch.randn(2, 16, 12, 12))
     assert out.std() > 0.1
+
+
+@pytest.mark.parametrize("s", [1, 2])
+def test_fuse_folds_the_normalisation(s):
+    torch.manual_seed(0)
+    block = DCNv4Conv(8, 12, 3, s).double()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    block(torch.randn(4, 8, 6, 6, dtype=torch.float64))  # running statistics of its own
+    block.eval()
+    x = torch.randn(2, 8, 7, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(x)
+        for _ in range(2):
+            block.fuse_dcnv4()
+            torch.testing.assert_close(block(x), expected)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
+    assert not any(p.requires_grad for p in block.dcn.output_proj.parameters())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 from yolo_dcnv4.modules import DCNv4
 from yolo_dcnv4.modules.dcnv4 import default_groups
@@ -336,3 +339,73 @@ def test_rows_are_padded_to_a_multiple_of_8():
         layer = DCNv4(30, kernel, pad=kernel // 2, group=group, remove_center=remove_center)
         rows = 3 * group * (kernel * kernel - remove_center)
         assert layer.offset_mask.out_features == math.ceil(rows / 8) * 8
+
+
+MERGEABLE = [{}, {"kernel_size": 5, "pad": 2}, {"dilation": 2, "pad": 2, "remove_center": True}, {"output_bias": False}]
+APART = [{"stride": 2}, {"pad": 0}, {"dw_kernel_size": 3}, {"without_pointwise": True}]
+MERGED_BY_FUSE_ALONE = [{"center_feature_scale": True}]
+
+
+def _random(options: dict, dtype: torch.dtype = torch.float64) -> DCNv4:
+    torch.manual_seed(0)
+    layer = DCNv4(16, group=2, **options).to(dtype)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+@pytest.mark.parametrize("options", MERGEABLE + APART + MERGED_BY_FUSE_ALONE, ids=str)
+def test_training_and_inference_compute_the_same(options):
+    """One projection while gradients are recorded, two while not: the same numbers."""
+    layer, x = _random(options), torch.randn(2, 16, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = layer(x)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("options", MERGEABLE, ids=str)
+def test_merged_projections_have_the_gradients_of_two(options, monkeypatch):
+    layer, x = _random(options), torch.randn(2, 16, 9, 8, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *layer.parameters()]
+    calls = []
+    layer.core.register_forward_hook(lambda core, inputs, out: calls.append(len(inputs)))
+    merged = torch.autograd.grad(layer(x).square().sum(), wanted)
+    monkeypatch.setattr(layer, "_packed", lambda x: None)
+    separate = torch.autograd.grad(layer(x).square().sum(), wanted)
+    assert calls == [1, 2]
+    torch.testing.assert_close(merged, separate)
+
+
+@pytest.mark.parametrize("options", MERGEABLE + APART + MERGED_BY_FUSE_ALONE, ids=str)
+def test_fuse_keeps_the_result(options):
+    layer, x = _random(options), torch.randn(2, 16, 9, 8, dtype=torch.float64)
+    merges = options not in APART
+    with torch.no_grad():
+        expected = layer(x)
+        for _ in range(2):
+            layer.fuse_dcnv4()
+            torch.testing.assert_close(layer(x), expected)
+    assert (layer.packed_proj is not None) == merges
+    assert hasattr(layer, "offset_mask") != merges
+    assert not merges or not any(p.requires_grad for p in layer.packed_proj.parameters())
+
+
+def test_fused_layer_lives_on():
+    """Copies, pickles and half precision of a fused layer."""
+    layer, x = _random({}, torch.float32), torch.randn(1, 16, 6, 6)
+    layer.fuse_dcnv4()
+    with torch.no_grad():
+        expected = layer(x)
+        torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), expected)
+        torch.testing.assert_close(layer.bfloat16()(x.bfloat16()).float(), expected, rtol=0.1, atol=0.5)
+
+
+def test_channels_last_copies_nothing():
+    layer = _random({}, torch.float32)
+    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        layer(x)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::addmm" in names
+    assert not names & {"aten::clone", "aten::contiguous"}

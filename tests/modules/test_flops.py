@@ -62,3 +62,11 @@ def test_ultralytics_counts_it():
     expected = 2 * _count(model, 1, 3, 64, 64) / 1e9
     assert expected > 0
     assert get_flops(model, 64) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"remove_center": True}], ids=str)
+def test_fused_or_not(options):
+    layer = DCNv4(16, group=2, **options)
+    expected = _count(layer, 1, 16, 8, 8)
+    layer.fuse_dcnv4()
+    assert _count(layer, 1, 16, 8, 8) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 from ultralytics.nn.modules.conv import Conv, autopad
 
 from yolo_dcnv4.modules.dcnv4 import DCNv4
@@ -41,6 +42,13 @@ class DCNv4Conv(nn.Module):
         self.dcn = DCNv4(c1, k, s, autopad(k, p, d), d, group=g, output_bias=False, out_channels=c2, init="average")
         self.bn = nn.BatchNorm2d(c2)
         self.act = Conv.default_act if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+
+    def fuse_dcnv4(self) -> None:
+        """Fold the normalisation into the output projection, for inference; `BaseModel.fuse` calls this."""
+        if isinstance(self.bn, nn.Identity):
+            return
+        self.dcn.output_proj = fuse_linear_bn_eval(self.dcn.output_proj.eval(), self.bn.eval()).requires_grad_(False)
+        self.bn = nn.Identity()  # type: ignore[assignment]  # in the role of BatchNorm2d
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to (N, c1, H, W)."""

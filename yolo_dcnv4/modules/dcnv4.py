@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_dcnv4.ops.dcnv4 import dcnv4
+from yolo_dcnv4.ops.packed import dcnv4_packed
 from yolo_dcnv4.ops.window import Window
 
 GROUP_WIDTH = 16
@@ -63,8 +64,26 @@ class DCNv4Core(nn.Module):
         """Number of sampling points K."""
         return self.window.points(self.remove_center)
 
-    def forward(self, value: Tensor, offset_mask: Tensor) -> Tensor:
-        """Aggregate `value` (N, H, W, C) at the points of `offset_mask` (N, H_out, W_out, R)."""
+    @property
+    def entries(self) -> int:
+        """Entries R of a pixel's sampling record: three for each group and point, padded to a multiple of 8."""
+        return math.ceil(3 * self.group * self.points / 8) * 8
+
+    def forward(self, value: Tensor, offset_mask: Tensor | None = None) -> Tensor:
+        """Aggregate `value` (N, H, W, C) at the points of `offset_mask` (N, H_out, W_out, R).
+
+        Where the window keeps the map's size, `value` may hold both side by side, (N, H, W, C + R), and `offset_mask`
+        be left out.
+        """
+        if offset_mask is None:
+            return dcnv4_packed(
+                value,
+                channels=value.shape[-1] - self.entries,
+                groups=self.group,
+                window=self.window,
+                offset_scale=self.offset_scale,
+                remove_center=self.remove_center,
+            )
         return dcnv4(
             value,
             offset_mask,
@@ -152,12 +171,14 @@ class DCNv4(nn.Module):
         self.center_feature_scale = bool(center_feature_scale)
         self.init = init
 
+        # in the place of value_proj and offset_mask after fuse_dcnv4
+        self.packed_proj: nn.Linear | None = None
         self.offset_mask_dw = None
         if dw_kernel_size is not None:
             self.offset_mask_dw = nn.Conv2d(
                 channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels
             )
-        self.offset_mask = nn.Linear(channels, math.ceil(3 * group * points / 8) * 8)
+        self.offset_mask = nn.Linear(channels, self.core.entries)
         if not without_pointwise:
             self.value_proj = nn.Linear(channels, channels)
             self.output_proj = nn.Linear(channels, out_channels, bias=output_bias)
@@ -218,16 +239,58 @@ class DCNv4(nn.Module):
             raise ValueError(f"input of L = {length} pixels is no square map; pass shape=(H, W)")
         return side, side
 
+    def fuse_dcnv4(self) -> None:
+        """Merge both projections of the input into one, for inference; `BaseModel.fuse` calls this."""
+        if self.packed_proj is not None or not self._reads_one_input():
+            return
+        weight, bias = self._merged_projection()
+        # a module, so that FLOP counters go on seeing its multiply-adds
+        merged = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        merged.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        merged.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        self.packed_proj = merged
+        del self.value_proj, self.offset_mask
+
+    def _reads_one_input(self) -> bool:
+        # whether value and offset_mask are projections of the same pixels
+        window = self.core.window
+        keeps_size = window.stride_h == window.stride_w == 1 and (
+            (2 * window.pad_h, 2 * window.pad_w)
+            == (window.dilation_h * (window.kernel_h - 1), window.dilation_w * (window.kernel_w - 1))
+        )
+        return keeps_size and self.offset_mask_dw is None and not self.without_pointwise
+
+    def _merged_projection(self) -> tuple[Tensor, Tensor]:
+        projections = (self.value_proj, self.offset_mask)
+        return torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+
+    def _packed(self, x: Tensor) -> Tensor | None:
+        """Return value and offset_mask side by side, or None where two projections are the better way."""
+        if self.packed_proj is not None:
+            return self.packed_proj(x)
+        # joining the weights takes a moment, which the backward pass pays back: one product each instead of two
+        if torch.is_grad_enabled() and self._reads_one_input() and not self.center_feature_scale:
+            return F.linear(x, *self._merged_projection())
+        return None
+
     def _forward_nhwc(self, x: Tensor) -> Tensor:
-        value = x if self.without_pointwise else self.value_proj(x)
-        features = x
-        if self.offset_mask_dw is not None:
-            features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        offset_mask = self.offset_mask(self._at_window_centers(features, value.shape[1], value.shape[2]))
-        out = self.core(value, offset_mask)
+        # one copy for all that read it, and none for a channels-last map
+        x = x.contiguous()
+        packed = self._packed(x)
+        if packed is not None:
+            value, out = packed[..., : self.channels], self.core(packed)
+        else:
+            value = x if self.without_pointwise else self.value_proj(x)
+            out = self.core(value, self._offset_mask(x, value))
         if self.center_feature_scale:
             out = self._scale_by_center(out, value)
         return out if self.without_pointwise else self.output_proj(out)
+
+    def _offset_mask(self, x: Tensor, value: Tensor) -> Tensor:
+        features = x
+        if self.offset_mask_dw is not None:
+            features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.offset_mask(self._at_window_centers(features, value.shape[1], value.shape[2]))
 
     def _at_window_centers(self, features: Tensor, height: int, width: int) -> Tensor:
         window = self.core.window

@@ -16,7 +16,10 @@ _DEVICES = frozenset(
 def to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Return the tensor in the autocast dtype of its device where autocast is on, else as it is."""
     device = tensor.device.type
-    # float64 stays, as in torch's own autocast rules; devices such as meta know no autocast
-    if not tensor.is_floating_point() or tensor.dtype == torch.float64 or device not in _DEVICES:
+    # devices such as meta know no autocast
+    if device not in _DEVICES or not torch.is_autocast_enabled(device):
         return tensor
-    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+    # float64 stays, as in torch's own autocast rules
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))

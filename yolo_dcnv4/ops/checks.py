@@ -7,6 +7,15 @@ from torch import Tensor
 from yolo_dcnv4.ops.window import Window
 
 
+def _check_tensor(name: str, layout: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    if tensor.dim() != 4:
+        raise ValueError(f"{name} must have 4 dimensions {layout}, got shape {tuple(tensor.shape)}")
+
+
 def check_arguments(
     value: Tensor,
     offset_mask: Tensor,
@@ -22,14 +31,8 @@ def check_arguments(
             `offset_scale` is no number.
         ValueError: Wrong rank, shape, device or group count, a window without points or an empty output map.
     """
-    for name, tensor in (("value", value), ("offset_mask", offset_mask)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
-        if tensor.dim() != 4:
-            layout = "(N, H, W, C)" if name == "value" else "(N, H_out, W_out, R)"
-            raise ValueError(f"{name} must have 4 dimensions {layout}, got shape {tuple(tensor.shape)}")
+    _check_tensor("value", "(N, H, W, C)", value)
+    _check_tensor("offset_mask", "(N, H_out, W_out, R)", offset_mask)
     if value.dtype != offset_mask.dtype:
         raise TypeError(f"value and offset_mask must have one dtype, got {value.dtype} and {offset_mask.dtype}")
     if value.device != offset_mask.device:
@@ -62,13 +65,14 @@ def check_arguments(
             f"dilation {(window.dilation_h, window.dilation_w)} and padding {(window.pad_h, window.pad_w)}: "
             f"the output map would be {out_h} x {out_w}"
         )
-    if offset_mask.shape[0] != n:
+    records, rows, columns, entries = offset_mask.shape
+    if records != n:
         raise ValueError(f"offset_mask must have the batch size {n} of value, got shape {tuple(offset_mask.shape)}")
-    if offset_mask.shape[1] != out_h or offset_mask.shape[2] != out_w:
+    if rows != out_h or columns != out_w:
         raise ValueError(
             f"offset_mask must have the output map's size {out_h} x {out_w}, got shape {tuple(offset_mask.shape)}"
         )
-    if offset_mask.shape[3] < 3 * groups * points:
+    if entries < 3 * groups * points:
         raise ValueError(
             f"offset_mask must have at least 3 * groups * K = 3 * {groups} * {points} = {3 * groups * points} "
             f"entries in its last dimension, got shape {tuple(offset_mask.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from yolo_dcnv4.ops.checks import check_arguments
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
 from yolo_dcnv4.ops.window import Window
+
+_DCNV4 = torch.ops.yolo_dcnv4.dcnv4.default
+_DCNV4_BACKWARD = torch.ops.yolo_dcnv4.dcnv4_backward.default
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -55,20 +59,43 @@ def dcnv4(
         TypeError: Wrong type or mixed dtypes.
         ValueError: Wrong shape, device, group count or window.
     """
-    window = Window.make(kernel_size, stride, padding, dilation)
+    window = _window(kernel_size, stride, padding, dilation)
     if isinstance(value, Tensor) and isinstance(offset_mask, Tensor):
         value, offset_mask = to_autocast_dtype(value), to_autocast_dtype(offset_mask)
     check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
     if value.dtype not in DTYPES:
         raise TypeError(f"value and offset_mask must be float64, float32, float16 or bfloat16, got {value.dtype}")
     arguments = (groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax))
-    if value.is_cuda and not torch.compiler.is_compiling() and cuda_obstacle(value.get_device()):
+    if not has_kernel(value):
         return reference_forward(value, offset_mask, *arguments)
-    return torch.ops.yolo_dcnv4.dcnv4(_dense_rows(value), _dense_rows(offset_mask), *arguments)
+    return dispatch(_DCNV4, dense_rows(value), dense_rows(offset_mask), *arguments)
 
 
-def _dense_rows(tensor: Tensor) -> Tensor:
-    # kernels take any stride but the last
+_cached_window = functools.lru_cache(maxsize=1024)(Window.make)
+
+
+def _window(*arguments: int | Sequence[int]) -> Window:
+    # ints alone: a list is not hashable, and a bool would find the window of the int it equals
+    if all(type(argument) is int for argument in arguments) and not torch.compiler.is_compiling():
+        return _cached_window(*arguments)
+    return Window.make(*arguments)
+
+
+def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
+    """Call an operator, past its autograd rule where no gradient is recorded: that rule is a Python function."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
+def has_kernel(tensor: Tensor) -> bool:
+    """Whether the dispatcher's entry for the tensor's device runs here; an old GPU may find no code for itself."""
+    return not tensor.is_cuda or torch.compiler.is_compiling() or not cuda_obstacle(tensor.get_device())
+
+
+def dense_rows(tensor: Tensor) -> Tensor:
+    """Return the tensor in a layout that the kernels take: any strides but the last."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
@@ -105,8 +132,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, offset_mask = ctx.saved_tensors
     needs_value, needs_offset_mask = ctx.needs_input_grad[:2]
-    grad_value, grad_offset_mask = torch.ops.yolo_dcnv4.dcnv4_backward(
-        _dense_rows(grad_output),
+    grad_value, grad_offset_mask = dispatch(
+        _DCNV4_BACKWARD,
+        dense_rows(grad_output),
         value,
         offset_mask,
         *ctx.arguments,
@@ -119,11 +147,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value if needs_value else None, grad_offset_mask if needs_offset_mask else None, *constants
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
+    """Raise; the autograd rule of both backward operators."""
     raise RuntimeError(
         "dcnv4 has no second derivative; for one, use yolo_dcnv4.ops.dcnv4_reference, which is differentiable twice"
     )
 
 
 torch.library.register_autograd("yolo_dcnv4::dcnv4", _backward, setup_context=_setup_context)
-torch.library.register_autograd("yolo_dcnv4::dcnv4_backward", _no_double_backward)
+torch.library.register_autograd("yolo_dcnv4::dcnv4_backward", refuse_double_backward)

@@ -22,8 +22,21 @@ SCHEMAS = {
         "bool remove_center, bool softmax, bool needs_value, bool needs_offset_mask, bool deterministic) "
         "-> (Tensor, Tensor)"
     ),
+    "dcnv4_packed": (
+        "(Tensor packed, int groups, int[] window, float offset_scale, bool remove_center, bool softmax, "
+        "int channels) -> Tensor"
+    ),
+    "dcnv4_packed_backward": (
+        "(Tensor grad_output, Tensor packed, int groups, int[] window, float offset_scale, bool remove_center, "
+        "bool softmax, int channels, bool deterministic) -> Tensor"
+    ),
 }
-FALLBACKS = {"dcnv4": reference.reference_forward, "dcnv4_backward": reference.reference_backward}
+FALLBACKS = {
+    "dcnv4": reference.reference_forward,
+    "dcnv4_backward": reference.reference_backward,
+    "dcnv4_packed": reference.reference_packed_forward,
+    "dcnv4_packed_backward": reference.reference_packed_backward,
+}
 
 
 class Backend(NamedTuple):

@@ -199,3 +199,34 @@ def reference_backward(
         grad_offset_mask = offset_mask.new_zeros(offset_mask.shape)
         grad_offset_mask[..., : records.shape[-1]] = records
     return grad_value, grad_offset_mask
+
+
+def reference_packed_forward(
+    packed: Tensor,
+    groups: int,
+    window: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    softmax: bool,
+    channels: int,
+) -> Tensor:
+    """Run the reference on value and offset_mask side by side in one tensor (N, H, W, C + R)."""
+    value, offset_mask = packed[..., :channels], packed[..., channels:]
+    return reference_forward(value, offset_mask, groups, window, offset_scale, remove_center, softmax)
+
+
+def reference_packed_backward(
+    grad_output: Tensor,
+    packed: Tensor,
+    groups: int,
+    window: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+    softmax: bool,
+    channels: int,
+    deterministic: bool,
+) -> Tensor:
+    """Compute the gradient of `reference_packed_forward`."""
+    value, offset_mask = packed[..., :channels], packed[..., channels:]
+    arguments = (groups, window, offset_scale, remove_center, softmax)
+    return torch.cat(reference_backward(grad_output, value, offset_mask, *arguments, True, True, deterministic), dim=-1)
