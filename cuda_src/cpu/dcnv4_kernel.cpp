@@ -93,6 +93,24 @@ struct Opmath<double> {
   using type = double;
 };
 
+template <typename T>
+struct IsHalf {
+  static constexpr bool value = false;
+};
+template <>
+struct IsHalf<Half> {
+  static constexpr bool value = true;
+};
+
+template <typename T>
+struct IsBFloat16 {
+  static constexpr bool value = false;
+};
+template <>
+struct IsBFloat16<BFloat16> {
+  static constexpr bool value = true;
+};
+
 template <typename A>
 struct Sample {
   bool inside;
@@ -174,45 +192,246 @@ class Points {
   A largest_ = 0, norm_ = 1;
 };
 
+// `width` neighbouring channels; the compiler splits it into the registers there are
+template <typename A, int width>
+struct Lanes {
+  typedef A type __attribute__((vector_size(width * sizeof(A))));
+};
+
 template <int width, typename T, typename A>
-void accumulate(A* __restrict__ sum, A factor, const T* __restrict__ row) {
-  for (int c = 0; c < width; ++c) sum[c] += factor * load(row[c]);
+inline void load_lanes(const T* row, typename Lanes<A, width>::type& to) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    memcpy(&to, row, sizeof to);
+    return;
+  } else if constexpr (IsBFloat16<T>::value) {
+    typename Lanes<uint16_t, width>::type bits;
+    memcpy(&bits, row, sizeof bits);
+    const auto words = __builtin_convertvector(bits, typename Lanes<uint32_t, width>::type) << 16;
+    memcpy(&to, &words, sizeof to);
+    return;
+#if defined(__AVX512F__)
+  } else if constexpr (width == 16) {
+    __m256i bits;
+    memcpy(&bits, row, sizeof bits);
+    const __m512 values = _mm512_cvtph_ps(bits);
+    memcpy(&to, &values, sizeof to);
+    return;
+#endif
+#if defined(__F16C__)
+  } else if constexpr (width == 8) {
+    __m128i bits;
+    memcpy(&bits, row, sizeof bits);
+    const __m256 values = _mm256_cvtph_ps(bits);
+    memcpy(&to, &values, sizeof to);
+    return;
+#endif
+  }
+  for (int c = 0; c < width; ++c) to[c] = load(row[c]);
+}
+
+template <int width, typename T, typename A>
+inline void store_lanes(const typename Lanes<A, width>::type& from, T* row) {
+#if defined(__AVX512F__)
+  if constexpr (IsHalf<T>::value && width == 16) {
+    __m512 values;
+    memcpy(&values, &from, sizeof values);
+    const __m256i bits = _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(row, &bits, sizeof bits);
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (IsHalf<T>::value && width == 8) {
+    __m256 values;
+    memcpy(&values, &from, sizeof values);
+    const __m128i bits = _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(row, &bits, sizeof bits);
+    return;
+  }
+#endif
+  for (int c = 0; c < width; ++c) store(from[c], row + c);
+}
+
+// `count` entries in the accumulation type: themselves, or copies in `room`
+template <typename T, typename A>
+inline __attribute__((always_inline)) const A* in_opmath(const T* entries, const int count, A* room) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return entries;
+  } else {
+    int i = 0;
+    for (; i + 8 <= count; i += 8) {
+      typename Lanes<A, 8>::type lanes = {};
+      load_lanes<8, T, A>(entries + i, lanes);
+      memcpy(room + i, &lanes, sizeof lanes);
+    }
+    for (; i < count; ++i) room[i] = load(entries[i]);
+    return room;
+  }
+}
+
+// The points of a record as two neighbouring rows and columns that always lie inside the image, with tents for weights:
+// max(0, 1 - |x - column|), so points at and beyond the border need no case of their own. NaN gives zero weights.
+template <typename A>
+struct Taps {
+  static constexpr int kMost = 64;  // points; larger windows take their points one by one
+
+  int y[kMost], x[kMost];
+  A weight[4][kMost];
+};
+
+template <typename A>
+struct Axis {
+  A last;           // the last pixel that has a second neighbour
+  A second_exists;  // 1, or -1 where the image is one pixel wide
+
+  explicit Axis(int size) : last(static_cast<A>(size > 1 ? size - 2 : 0)), second_exists(size > 1 ? 1 : -1) {}
+};
+
+// constant after the first pixel: where the points of the window lie, relative to its centre
+template <typename A>
+struct Grid {
+  A x[Taps<A>::kMost], y[Taps<A>::kMost];
+
+  explicit Grid(const Problem& p) {
+    const Window& w = p.window;
+    const int half_h = w.dilation_h * (w.kernel_h - 1) / 2, half_w = w.dilation_w * (w.kernel_w - 1) / 2;
+    const A scale = static_cast<A>(p.offset_scale);
+    for (int k = 0; k < p.points; ++k) {
+      const int place = p.remove_center && k >= p.points / 2 ? k + 1 : k;
+      x[k] = (place / w.kernel_h * w.dilation_w - half_w) * scale;
+      y[k] = (place % w.kernel_h * w.dilation_h - half_h) * scale;
+    }
+  }
+};
+
+template <typename A>
+inline A tent(A exists, A distance) {
+  const A weight = exists - (distance < 0 ? -distance : distance);
+  return weight > 0 ? weight : 0;
+}
+
+// `points` is constant where the compiler is to unroll and vectorise for it
+template <typename T, typename A>
+inline __attribute__((always_inline)) void find_taps(
+    const Problem& p, const Grid<A>& grid, const T* entries, int out_y, int out_x, const int points, Taps<A>& taps) {
+  A room[3 * Taps<A>::kMost];
+  const A* record = in_opmath(entries, 3 * points, room);
+  const Window& w = p.window;
+  const A scale = static_cast<A>(p.offset_scale);
+  const A center_y =
+      static_cast<A>(static_cast<int64_t>(out_y) * w.stride_h + w.dilation_h * (w.kernel_h - 1) / 2 - w.pad_h);
+  const A center_x =
+      static_cast<A>(static_cast<int64_t>(out_x) * w.stride_w + w.dilation_w * (w.kernel_w - 1) / 2 - w.pad_w);
+  const Axis<A> rows(p.height), columns(p.width);
+  for (int k = 0; k < points; ++k) {
+    // in this order little is lost to rounding, and nothing but the last step with scale 1
+    const A x = (center_x + grid.x[k]) + record[2 * k] * scale;
+    const A y = (center_y + grid.y[k]) + record[2 * k + 1] * scale;
+    // false for NaN, too; conversion rounds towards zero, which is the floor where it matters
+    const A inside_x = x > 0 ? x : 0, inside_y = y > 0 ? y : 0;
+    const int column = static_cast<int>(inside_x < columns.last ? inside_x : columns.last);
+    const int row = static_cast<int>(inside_y < rows.last ? inside_y : rows.last);
+    const A dx = x - static_cast<A>(column), dy = y - static_cast<A>(row);
+    const A left = tent(A{1}, dx), right = tent(columns.second_exists, dx - 1);
+    const A top = tent(A{1}, dy), bottom = tent(rows.second_exists, dy - 1);
+    const A m = record[2 * points + k];
+    taps.x[k] = column;
+    taps.y[k] = row;
+    taps.weight[0][k] = m * top * left;
+    taps.weight[1][k] = m * top * right;
+    taps.weight[2][k] = m * bottom * left;
+    taps.weight[3][k] = m * bottom * right;
+  }
+}
+
+// sums of `width` channels over the points; false where they are not finite
+template <int width, typename T, typename A>
+inline __attribute__((always_inline)) bool aggregate(
+    const Problem& p, const Taps<A>& taps, const int points, const T* group, T* out) {
+  const int64_t right = p.width > 1 ? p.value.w : 0, down = p.height > 1 ? p.value.h : 0;
+  typename Lanes<A, width>::type sum = {}, pixel = {};
+  for (int k = 0; k < points; ++k) {
+    const T* row = group + taps.y[k] * p.value.h + taps.x[k] * p.value.w;
+    load_lanes<width, T, A>(row, pixel);
+    sum += taps.weight[0][k] * pixel;
+    load_lanes<width, T, A>(row + right, pixel);
+    sum += taps.weight[1][k] * pixel;
+    load_lanes<width, T, A>(row + down, pixel);
+    sum += taps.weight[2][k] * pixel;
+    load_lanes<width, T, A>(row + down + right, pixel);
+    sum += taps.weight[3][k] * pixel;
+  }
+  store_lanes<width, T, A>(sum, out);
+  A probe = 0;
+  for (int c = 0; c < width; ++c) probe += sum[c] * 0;
+  return probe == 0;
+}
+
+// as the contract says it, one point after the other
+template <typename T>
+void aggregate_strictly(const Problem& p, const T* record, int out_y, int out_x, const T* group, T* out) {
+  using A = typename Opmath<T>::type;
+  const Points<T, A> points(p, record, out_y, out_x);
+  for (int first = 0; first < p.group_width; first += kChunk) {
+    const int width = p.group_width - first < kChunk ? p.group_width - first : kChunk;
+    A sum[kChunk] = {};
+    for (int k = 0; k < p.points; ++k) {
+      const Sample<A> s = points(k, p.value);
+      if (!s.inside) continue;
+      for (int corner = 0; corner < 4; ++corner) {
+        if (s.corner[corner] < 0) continue;
+        const T* row = group + s.corner[corner] + first;
+        const A factor = s.weight * s.bilinear[corner];
+        for (int c = 0; c < width; ++c) sum[c] += factor * load(row[c]);
+      }
+    }
+    for (int c = 0; c < width; ++c) store(sum[c], out + first + c);
+  }
+}
+
+template <typename T, typename A>
+inline __attribute__((always_inline)) bool aggregate_group(
+    const Problem& p, const Taps<A>& taps, const int points, const T* group, T* out) {
+  bool finite = true;
+  int c = 0;
+#if !defined(__AVX512F__)
+  // eight numbers are the most that one instruction widens
+  if constexpr (!IsHalf<T>::value)
+#endif
+    for (; c + 16 <= p.group_width; c += 16) finite &= aggregate<16, T, A>(p, taps, points, group + c, out + c);
+  for (; c + 8 <= p.group_width; c += 8) finite &= aggregate<8, T, A>(p, taps, points, group + c, out + c);
+  for (; c + 4 <= p.group_width; c += 4) finite &= aggregate<4, T, A>(p, taps, points, group + c, out + c);
+  for (; c < p.group_width; ++c) finite &= aggregate<1, T, A>(p, taps, points, group + c, out + c);
+  return finite;
 }
 
 template <typename T>
 void forward(const ForwardArgs& args, int64_t begin, int64_t end) {
   using A = typename Opmath<T>::type;
   const Problem& p = args.problem;
-  const int64_t channels = p.channels();
+  const bool by_taps = p.points <= Taps<A>::kMost && !p.softmax;
+  const Grid<A> grid(p);
+  Taps<A> taps;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t n = line / p.out_height;
     const int out_y = static_cast<int>(line % p.out_height);
     const T* value = static_cast<const T*>(args.value) + n * p.value.n;
     const T* records = static_cast<const T*>(args.offset_mask) + n * p.offset_mask.n + out_y * p.offset_mask.h;
-    T* out = static_cast<T*>(args.out) + line * p.out_width * channels;
+    T* out = static_cast<T*>(args.out) + line * p.out_width * p.channels();
     for (int out_x = 0; out_x < p.out_width; ++out_x, records += p.offset_mask.w) {
       for (int g = 0; g < p.groups; ++g, out += p.group_width) {
-        const Points<T, A> points(p, records + static_cast<int64_t>(3) * p.points * g, out_y, out_x);
+        const T* record = records + static_cast<int64_t>(3) * p.points * g;
         const T* group = value + static_cast<int64_t>(g) * p.group_width;
-        for (int first = 0; first < p.group_width; first += kChunk) {
-          const int width = p.group_width - first < kChunk ? p.group_width - first : kChunk;
-          A sum[kChunk] = {};
-          for (int k = 0; k < p.points; ++k) {
-            const Sample<A> s = points(k, p.value);
-            if (!s.inside) continue;
-            for (int corner = 0; corner < 4; ++corner) {
-              if (s.corner[corner] < 0) continue;
-              const T* row = group + s.corner[corner] + first;
-              const A factor = s.weight * s.bilinear[corner];
-              if (width == kChunk) {
-                accumulate<kChunk>(sum, factor, row);
-              } else {
-                for (int c = 0; c < width; ++c) sum[c] += factor * load(row[c]);
-              }
-            }
-          }
-          for (int c = 0; c < width; ++c) store(sum[c], out + first + c);
+        bool finite = false;
+        if (by_taps && p.points == 9) {
+          find_taps(p, grid, record, out_y, out_x, 9, taps);
+          finite = aggregate_group<T>(p, taps, 9, group, out);
+        } else if (by_taps) {
+          find_taps(p, grid, record, out_y, out_x, p.points, taps);
+          finite = aggregate_group<T>(p, taps, p.points, group, out);
         }
+        // a zero weight times an infinite or NaN pixel: points outside must not feel it
+        if (!finite) aggregate_strictly(p, record, out_y, out_x, group, out);
       }
     }
   }
