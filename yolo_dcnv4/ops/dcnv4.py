@@ -10,6 +10,7 @@ from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.checks import check_arguments
+from yolo_dcnv4.ops.export import current_form, decompose, is_exporting
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
 from yolo_dcnv4.ops.window import Window
@@ -62,6 +63,8 @@ def dcnv4(
     if value.dtype not in DTYPES:
         raise TypeError(f"value and offset_mask must be float64, float32, float16 or bfloat16, got {value.dtype}")
     arguments = (groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax))
+    if is_exporting() and current_form() != "native":
+        return decompose(value, offset_mask, *arguments)
     if value.is_cuda and not torch.compiler.is_compiling() and cuda_obstacle(value.get_device()):
         return reference_forward(value, offset_mask, *arguments)
     return torch.ops.yolo_dcnv4.dcnv4(_dense_rows(value), _dense_rows(offset_mask), *arguments)
