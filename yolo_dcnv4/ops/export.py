@@ -118,14 +118,20 @@ def _grid_sample(
     # inside is at most 2 (one pixel beside an image of one); infinity and NaN must not reach the interpolation
     grid = grid.clamp(-3, 3) if current_form() == "grid_sample_finite" else torch.where(grid.abs() <= 3, grid, 3.0)
 
-    sums = []
     # a call per group: NCNN serves neither a larger batch nor a larger rank
-    for image, places, shares in zip(
-        pixels.chunk(groups, 1), grid.split(len(points), 2), weights.split(1, 2), strict=True
-    ):
-        samples = F.grid_sample(image, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        sums.append((samples * shares.transpose(1, 2)).sum(-1))
-    return torch.cat(sums, 1).transpose(1, 2).reshape(n, *out_size, -1)
+    parts = [
+        F.grid_sample(image, places, mode="bilinear", padding_mode="zeros", align_corners=False) * shares
+        for image, places, shares in zip(
+            _split(pixels, groups, 1), _split(grid, groups, 2), _split(weights.transpose(1, 2), groups, 1), strict=True
+        )
+    ]
+    out = torch.cat([part.sum(-1) for part in parts], 1)
+    return out.transpose(1, 2).reshape(n, *out_size, -1)
+
+
+def _split(tensor: Tensor, count: int, dim: int) -> Sequence[Tensor]:
+    # coremltools cannot read a chunk into one
+    return tensor.chunk(count, dim) if count > 1 else (tensor,)
 
 
 def _centers(like: Tensor, count: int, stride: int, first: int) -> Tensor:
@@ -182,3 +188,20 @@ def _deform_conv(
 
 def _indices(values: list[int], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device)
+
+
+def at_window_centers(features: Tensor, win: Window) -> Tensor:
+    """Return the pixels (N, H_out, W_out, C) of `features` (N, H, W, C) at the windows' centres, borders continued.
+
+    Pooling with one pixel, for NCNN has no index_select and the indices' device would be fixed in the graph.
+    """
+    before_h, before_w = win.pad_h - win.half_h, win.pad_w - win.half_w
+    after_h = win.pad_h - win.dilation_h * (win.kernel_h - 1) + win.half_h
+    after_w = win.pad_w - win.dilation_w * (win.kernel_w - 1) + win.half_w
+    pixels = features.permute(0, 3, 1, 2)
+    sides = (before_w, after_w, before_h, after_h)
+    if max(sides) > 0:
+        pixels = F.pad(pixels, [max(side, 0) for side in sides], mode="replicate")
+    if min(sides) < 0:
+        pixels = F.pad(pixels, [min(side, 0) for side in sides])
+    return F.max_pool2d(pixels, 1, (win.stride_h, win.stride_w)).permute(0, 2, 3, 1)
