@@ -136,8 +136,9 @@ def _split(tensor: Tensor, count: int, dim: int) -> Sequence[Tensor]:
 
 def _centers(like: Tensor, count: int, stride: int, first: int) -> Tensor:
     """Return the window's centre, in pixels along one axis, of each output."""
-    # type_as: a factory's device would be fixed in the graph, and a model traced on a CPU could not move to a GPU
-    return torch.arange(count, dtype=like.dtype).type_as(like) * stride + first
+    # int64, for TensorRT knows no float Range of a traced length; type_as, for the device of a factory stays fixed in a
+    # graph, and what was traced on a CPU could not move to a GPU
+    return torch.arange(count).to(like.dtype).type_as(like) * stride + first
 
 
 def _constant(values: list[float], like: Tensor) -> Tensor:
