@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,9 @@ def export_form(form: str) -> Iterator[None]:
     """
     global _chosen
     before, _chosen = _chosen, _known(form, "form")
+    if form == "deform_conv":
+        # while tracing it would be traced
+        import torchvision.ops  # noqa: F401
     try:
         yield
     finally:
@@ -163,6 +168,8 @@ def _deform_conv(
 ) -> Tensor:
     from torchvision.ops import deform_conv2d
 
+    if torch.onnx.is_in_onnx_export():
+        _teach_onnx()
     grid = win.grid(remove_center)
     # torchvision runs row by row and takes (dy, dx); a centre that is left out gets the zeros padded to the end
     row_by_row = [(i, j) for j in range(win.kernel_h) for i in range(win.kernel_w)]
@@ -185,6 +192,28 @@ def _deform_conv(
         mask=shares.reshape(n, *out_size, -1).permute(0, 3, 1, 2),
     )
     return out.permute(0, 2, 3, 1)
+
+
+@functools.cache
+def _teach_onnx() -> None:
+    """Give torchvision's operator its form in ONNX, which neither torch nor torchvision does."""
+    from torch.onnx import symbolic_helper
+
+    def deform_conv(g: Any, value: Any, weight: Any, offset: Any, mask: Any, bias: Any, *numbers: Any) -> Any:
+        # the last one says whether there is a mask
+        numbers = [symbolic_helper._get_const(number, "i", "number") for number in numbers[:-1]]
+        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, offset_groups = numbers
+        return g.op(
+            "DeformConv",
+            *(value, weight, offset, bias, mask),
+            strides_i=[stride_h, stride_w],
+            pads_i=[pad_h, pad_w, pad_h, pad_w],
+            dilations_i=[dilation_h, dilation_w],
+            group_i=groups,
+            offset_group_i=offset_groups,
+        )
+
+    torch.onnx.register_custom_op_symbolic("torchvision::deform_conv2d", deform_conv, DEFORM_CONV_OPSET)
 
 
 def _indices(values: list[int], like: Tensor) -> Tensor:
