@@ -9,11 +9,14 @@ EVENT = "on_export_start"
 TENSORRT_OPSET = 19
 
 REFUSED = {
-    "imx": "its converter traces the model with torch.fx, which cannot follow a layer that looks at its input's sizes"
+    "imx": "its converter traces the model with torch.fx, which cannot follow a layer that looks at its input's sizes",
+    "paddle": "its converter x2paddle knows no grid_sampler",
 }
-# their tools want hardware, a vendor's account or a Python that was not at hand
+# exported and run, or (coreml, which runs on macOS alone) converted
+TESTED = frozenset({"coreml", "executorch", "litert", "mnn", "ncnn", "onnx", "openvino", "torchscript"})
+# their tools want a GPU, another machine, a download or a vendor's account
 UNTESTED = frozenset(
-    (
+    {
         "ascend",
         "axelera",
         "coreai",
@@ -28,7 +31,7 @@ UNTESTED = frozenset(
         "tflite",
         "tfjs",
         "xilinx",
-    )
+    }
 )
 
 
