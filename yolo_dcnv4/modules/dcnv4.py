@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_dcnv4.ops.dcnv4 import dcnv4
+from yolo_dcnv4.ops.export import at_window_centers, is_exporting
 from yolo_dcnv4.ops.packed import dcnv4_packed
 from yolo_dcnv4.ops.window import Window
 
@@ -299,6 +300,8 @@ class DCNv4(nn.Module):
             return features
         if out_h < 1 or out_w < 1:
             raise ValueError(f"input of {height} x {width} pixels is too small for {self.core}")
+        if is_exporting():
+            return at_window_centers(features, window)
         device = features.device
         rows = torch.arange(out_h, device=device) * window.stride_h + (window.half_h - window.pad_h)
         columns = torch.arange(out_w, device=device) * window.stride_w + (window.half_w - window.pad_w)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from yolo_dcnv4.registry import children, fusing, safe_load, stride_probe, yaml_names
+from yolo_dcnv4.registry import children, export_formats, fusing, safe_load, stride_probe, yaml_names
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
 from yolo_dcnv4.registry.rewrite import SUPPORTED, known_modules, rewrite
@@ -126,6 +126,7 @@ def register() -> None:
         _add([(getattr(blocks, name), like) for name, like in PACK.items()])
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.modules"))
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.ops.window"))
+        export_formats.watch()
 
 
 def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpers: Sequence[type] = ()) -> M:
@@ -176,6 +177,7 @@ def unregister() -> None:
             _hook.undo()
             safe_load.withdraw()
             children.withdraw()
+            export_formats.withdraw()
             _hook = None
 
 
