@@ -18,6 +18,9 @@ yolo-dcnv4 COMMAND [key=value ...]
              write a generated detection data set of circles, squares and triangles
   build      [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide] [jobs=N] [verbose=1] [force=1]
              build the compiled operator
+  bench      model=best.pt [plain=yolov8n.yaml] [imgsz=640] [batch=1] [device=cpu|0] [half=1]
+             [format=md|json] [out=FILE]
+             latency of a model and of its DCNv4 layers, against the same model without them
   help       show this
   version    show the version
 
@@ -94,7 +97,9 @@ def parse_options(words: Sequence[str], options: dict[str, Option]) -> dict[str,
         # older releases evaluate the text: a folder called `list` must stay a folder
         kind = options[key].kind
         values[key] = text if kind is str else parse_key_value_pair(pair)[1]
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+        if kind is bool and values[key] in (0, 1):
+            values[key] = bool(values[key])
+        if not isinstance(values[key], kind) or (isinstance(values[key], bool) and kind is not bool):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             raise UsageError(f"{key} must be {' or '.join(k.__name__ for k in kinds)}, got {text!r}")
     missing = [f"{key}=" for key, option in options.items() if option.required and key not in values]
@@ -137,6 +142,28 @@ def _build(words: Sequence[str]) -> int:
     return run(words)
 
 
+def _bench(words: Sequence[str]) -> int:
+    options = parse_options(
+        words,
+        {
+            "model": Option(str, required=True),
+            "plain": Option(str),
+            "imgsz": Option((int, list, tuple)),
+            "batch": Option(int),
+            "device": Option(str),
+            "half": Option(bool),
+            "format": Option(str),
+            "out": Option(str),
+        },
+    )
+    from yolo_dcnv4.bench import bench
+
+    bench(options.pop("model"), **options)
+    if "out" in options:
+        print(f"written to {options['out']}")
+    return DONE
+
+
 def _help(words: Sequence[str]) -> int:
     print(USAGE, end="")
     return DONE
@@ -176,6 +203,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _compare,
     "demo-data": _demo_data,
     "build": _build,
+    "bench": _bench,
     "help": _help,
     "version": _version,
     **{mode: _hand_on(mode) for mode in HANDED_ON},

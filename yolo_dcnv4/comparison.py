@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from yolo_dcnv4.markdown import markdown_table
+
 MODEL_SUFFIXES = (".yaml", ".yml", ".pt")
 
 
@@ -65,7 +67,7 @@ def compare(
         RuntimeError: A model cannot be built or counted; names the model and the cause.
     """
     names = _model_names(models)
-    size = _image_size(imgsz)
+    size = image_size(imgsz)
     out = None if out is None else Path(out).expanduser()
     format = _output_format(format, out)
     measured = [(name, *_measure(name, size)) for name in names]
@@ -105,14 +107,7 @@ def to_markdown(costs: Sequence[ModelCost]) -> str:
         )
         for cost in costs
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in (header, *rows)
-    ]
-    lines.insert(1, rule)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(header, rows)
 
 
 def to_csv(costs: Sequence[ModelCost]) -> str:
@@ -144,7 +139,15 @@ def _model_names(models: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _image_size(imgsz: int | Sequence[int]) -> list[int]:
+def image_size(imgsz: int | Sequence[int]) -> list[int]:
+    """Return [height, width] of a picture size as a user gives it.
+
+    Args:
+        imgsz: A side, or (height, width), in pixels.
+
+    Raises:
+        ValueError: It is neither.
+    """
     size = [imgsz, imgsz] if isinstance(imgsz, int) else list(imgsz) if isinstance(imgsz, (list, tuple)) else []
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"imgsz must be a positive integer or a pair (height, width) of them, got {imgsz!r}")
@@ -175,7 +178,7 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
     # registers the blocks with ultralytics and the operator with thop
     import yolo_dcnv4.modules  # noqa: F401
 
-    model = _load(name)
+    model = load_model(name)
     with _quiet():
         layers, parameters, gradients, gflops = model.info(verbose=True, imgsz=size)
     if not gflops:
@@ -183,7 +186,16 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
     return layers, parameters, gradients, gflops
 
 
-def _load(name: str) -> Any:
+def load_model(name: str) -> Any:
+    """Return the model of a YAML or checkpoint as a module; this package's blocks must be registered.
+
+    Args:
+        name: Model YAML or checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        RuntimeError: It cannot be built; names the model and the cause.
+    """
     from ultralytics import RTDETR, YOLO
 
     try:
