@@ -18,6 +18,8 @@ yolo-dcnv4 COMMAND [key=value ...]
              write a generated detection data set of circles, squares and triangles
   build      [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide] [jobs=N] [verbose=1] [force=1]
              build the compiled operator
+  doctor     [format=text|json]
+             versions, backends, registration and a self-test, and how to mend what is wrong; status 1 for a problem
   bench      model=best.pt [plain=yolov8n.yaml] [imgsz=640] [batch=1] [device=cpu|0] [half=1]
              [format=md|json] [out=FILE]
              latency of a model and of its DCNv4 layers, against the same model without them
@@ -142,6 +144,12 @@ def _build(words: Sequence[str]) -> int:
     return run(words)
 
 
+def _doctor(words: Sequence[str]) -> int:
+    from yolo_dcnv4.doctor.command import run
+
+    return run(words)
+
+
 def _bench(words: Sequence[str]) -> int:
     options = parse_options(
         words,
@@ -203,6 +211,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _compare,
     "demo-data": _demo_data,
     "build": _build,
+    "doctor": _doctor,
     "bench": _bench,
     "help": _help,
     "version": _version,
