@@ -134,8 +134,8 @@ def bench(
         raise ValueError(f"{model} holds no DCNv4 layer to measure")
     other = plain_variant(net, str(model)) if plain is None else load_model(str(plain))
     dtype = torch.float16 if half else torch.float32
-    nets = [_ready(each, target, dtype) for each in (net, other)]
-    picture = torch.rand(batch, _input_channels(net), *size, device=target, dtype=dtype)
+    nets = [fused_for_inference(each, target, dtype) for each in (net, other)]
+    picture = torch.rand(batch, input_channels(net), *size, device=target, dtype=dtype)
 
     with torch.inference_mode():
         pairs = _layer_pairs(nets[0], nets[1], picture)
@@ -182,7 +182,20 @@ def plain_variant(net: nn.Module, name: str) -> nn.Module:
                 layer[2], replaced = PACK[layer[2]], True
     if not replaced:
         raise ValueError(f"{name} names no block of yolo_dcnv4 in its YAML; say what to compare with: plain=")
-    return type(net)(description, ch=_input_channels(net), verbose=False)
+    return type(net)(description, ch=input_channels(net), verbose=False)
+
+
+def fused_for_inference(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return a model of ultralytics on a device, in eval mode and fused, as predict runs it."""
+    net = net.to(device).eval()
+    net.fuse(verbose=False)  # type: ignore[operator]
+    return net.to(dtype)
+
+
+def input_channels(net: nn.Module) -> int:
+    """Return how many channels a model of ultralytics takes."""
+    # called `ch` in older releases
+    return net.yaml.get("channels", net.yaml.get("ch", 3))  # type: ignore[union-attr, operator, return-value]
 
 
 def to_markdown(report: BenchReport) -> str:
@@ -288,17 +301,6 @@ def _inputs_of(modules: Sequence[nn.Module], net: nn.Module, picture: Tensor) ->
         for hook in hooks:
             hook.remove()
     return seen
-
-
-def _ready(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    net = net.to(device).eval()
-    net.fuse(verbose=False)  # type: ignore[operator]
-    return net.to(dtype)
-
-
-def _input_channels(net: nn.Module) -> int:
-    # called `ch` in older releases
-    return net.yaml.get("channels", net.yaml.get("ch", 3))  # type: ignore[union-attr, operator, return-value]
 
 
 def _latency(name: str, times: Sequence[float], batch: int) -> ModelLatency:

@@ -15,6 +15,7 @@ from typing import Any
 
 from yolo_dcnv4.markdown import markdown_table
 
+PLOT_NAME = "compare.png"
 MODEL_SUFFIXES = (".yaml", ".yml", ".pt")
 
 
@@ -47,6 +48,8 @@ def compare(
     format: str | None = None,
     out: str | Path | None = None,
     verbose: bool = True,
+    plot: bool | str | Path = False,
+    results: Sequence[str | Path | None] | None = None,
 ) -> list[ModelCost]:
     """Compare models with the first one.
 
@@ -56,20 +59,26 @@ def compare(
         format: `"md"`, `"csv"` or `"json"`; `None` goes by the suffix of `out`, and is `"md"` without `out`.
         out: File to write.
         verbose: Print the result: as a table where it is written to `out`, else in `format`.
+        plot: Draw parameters, GFLOPs, the latency here, and mAP where there are results, into a figure: a file, or
+            `True` for `compare.png`.
+        results: For the figure: per model its results.csv or training folder, or `None`; by default the results.csv
+            beside checkpoints.
 
     Returns:
         One entry per model, in the given order.
 
     Raises:
         TypeError: `models` is no sequence of names.
-        ValueError: No models, an unknown suffix or format, or a wrong `imgsz`.
-        FileNotFoundError: A model does not exist.
+        ValueError: No models, an unknown suffix or format, a wrong `imgsz`, or `results` that do not fit.
+        FileNotFoundError: A model or a file of `results` does not exist.
         RuntimeError: A model cannot be built or counted; names the model and the cause.
     """
     names = _model_names(models)
     size = image_size(imgsz)
     out = None if out is None else Path(out).expanduser()
     format = _output_format(format, out)
+    if results is not None and (isinstance(results, (str, Path)) or len(results) != len(names)):
+        raise ValueError(f"results must be a list with an entry for each of the {len(names)} models, got {results!r}")
     measured = [(name, *_measure(name, size)) for name in names]
     _, _, first_parameters, _, first_gflops = measured[0]
     costs = [
@@ -89,6 +98,12 @@ def compare(
         out.write_text(FORMATS[format](costs), encoding="utf-8")
     if verbose:
         print(FORMATS["md" if out is not None else format](costs), end="")
+    if plot:
+        # matplotlib takes a second to import
+        from yolo_dcnv4.comparison_figure import save_comparison_figure
+
+        file = Path(PLOT_NAME if plot is True else plot).expanduser()
+        save_comparison_figure(file, costs, size, results)
     return costs
 
 
@@ -187,7 +202,12 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
 
 
 def load_model(name: str) -> Any:
-    """Return the model of a YAML or checkpoint as a module; this package's blocks must be registered.
+    """Return the model of a YAML or checkpoint as a module; arguments and errors as of `load_yolo`."""
+    return load_yolo(name).model
+
+
+def load_yolo(name: str) -> Any:
+    """Return ultralytics' object for a YAML or checkpoint; this package's blocks must be registered.
 
     Args:
         name: Model YAML or checkpoint.
@@ -200,7 +220,7 @@ def load_model(name: str) -> Any:
 
     try:
         with _quiet():
-            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name).model
+            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: no such model; {error}") from error
     except Exception as error:
