@@ -188,7 +188,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, file: (figures.append(self), save(self, file))[1])
-    monkeypatch.setattr(comparison_figure, "median_seconds", lambda fn, device: fn() and 0.012)
+    monkeypatch.setattr(comparison_figure, "run_seconds", lambda fn, device, seconds: fn() and [0.012])
     return figures
 
 

@@ -74,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in HANDED_ON:
             raise
         return _report(error, MISUSED if isinstance(error, (ValueError, FileNotFoundError)) else FAILED)
+    except ImportError as error:
+        if command in HANDED_ON:
+            raise
+        return _report(RuntimeError(f"{error}; `yolo-dcnv4 doctor` says what mends it"), FAILED)
 
 
 def parse_options(words: Sequence[str], options: dict[str, Option]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from matplotlib.axes import Axes
@@ -14,11 +15,13 @@ from matplotlib.figure import Figure
 from yolo_dcnv4.bench import fused_for_inference, input_channels
 from yolo_dcnv4.comparison import ModelCost, load_model
 from yolo_dcnv4.devices import find_device
-from yolo_dcnv4.timing import median_seconds
+from yolo_dcnv4.timing import run_seconds
 
 MAP_COLUMN = "metrics/mAP50-95"
 FIRST_COLOR, COLOR = "#8c8c8c", "#1f77b4"
 DPI = 110
+TURNS = 3
+SECONDS = 1.0
 
 
 def save_comparison_figure(
@@ -49,7 +52,7 @@ def save_comparison_figure(
     panels: list[tuple[str, list[float | None], str]] = [
         ("parameters, millions", [cost.parameters / 1e6 for cost in costs], ".2f"),
         (f"GFLOPs at {size[0]} x {size[1]}", [cost.gflops for cost in costs], ".1f"),
-        (f"latency, ms ({place})", [_latency_ms(name, size, device) for name in names], ".1f"),
+        (f"latency, ms ({place})", [*_latencies_ms(names, size, device)], ".1f"),
     ]
     if any(value is not None for value in maps):
         panels.append(("mAP50-95, best epoch", maps, ".3f"))
@@ -93,11 +96,16 @@ def _draw_bars(axis: Axes, title: str, values: Sequence[float | None], form: str
         axis.spines[side].set_visible(False)
 
 
-def _latency_ms(name: str, size: Sequence[int], device: torch.device) -> float:
-    net = fused_for_inference(load_model(name), device, torch.float32)
-    picture = torch.rand(1, input_channels(net), *size, device=device)
+def _latencies_ms(names: Sequence[str], size: Sequence[int], device: torch.device) -> list[float]:
+    nets = [fused_for_inference(load_model(name), device, torch.float32) for name in names]
+    times: list[list[float]] = [[] for _ in nets]
     with torch.inference_mode():
-        return 1e3 * median_seconds(partial(net, picture), device)
+        # in turns, so that a machine that slows down slows all
+        for _ in range(TURNS):
+            for net, collected in zip(nets, times, strict=True):
+                picture = torch.rand(1, input_channels(net), *size, device=device)
+                collected += run_seconds(partial(net, picture), device, SECONDS / TURNS)
+    return [1e3 * median(collected) for collected in times]
 
 
 def _results_file(entry: str | Path | None) -> Path | None:

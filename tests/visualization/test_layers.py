@@ -81,6 +81,8 @@ def sampling(x: list[float], y: list[float], **others: list[float]) -> LayerSamp
 def test_what_an_output_pixel_sees_are_the_pixels_that_bilinear_sampling_reads():
     # x reads columns 3 to 7, y rows 2 to 3
     assert seen_box(sampling([3.2, 6.9], [2.0, 2.5]), 0, 0) == (2.5, 1.5, 7.5, 3.5)
+    # on the centres of pixels nothing beyond them is read
+    assert seen_box(sampling([3.0, 6.0], [2.0, 2.0]), 0, 0) == (2.5, 1.5, 6.5, 2.5)
     # what is off the map is not seen
     assert seen_box(sampling([-5.0, 30.0], [8.7, 12.0]), 0, 0) == (-0.5, 7.5, 19.5, 9.5)
 

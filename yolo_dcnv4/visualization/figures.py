@@ -51,7 +51,7 @@ def save_layer_figure(
     _show(left, pixels, box)
     scale = _weight_scale(layer, box, points)
     _draw_samples(left, layer, box, points, scale)
-    left.set_title("samples of the marked points (+); rings: without offsets; box: what is seen", fontsize=9)
+    left.set_title("dots: samples of +, rings: without offsets, box: seen", fontsize=9)
     figure.colorbar(ScalarMappable(scale, WEIGHTS), ax=left, label="weight", shrink=0.8)
     _show(right, _grey(pixels), box)
     heat = _draw_offsets(right, layer, box)
@@ -98,7 +98,7 @@ def save_overview(
 def seen_box(layer: LayerSampling, row: int, column: int) -> tuple[float, float, float, float]:
     """Return what an output pixel sees of the sampled map: (left, top, right, bottom) of the pixels it reads.
 
-    Bilinear sampling reads the four pixels around a point; a pixel reaches half a pixel from its centre.
+    Bilinear sampling reads the pixels around a point; a pixel reaches half a pixel from its centre.
 
     Args:
         layer: Where the layer samples.
@@ -107,8 +107,8 @@ def seen_box(layer: LayerSampling, row: int, column: int) -> tuple[float, float,
     """
     x, y = layer.x[row, column], layer.y[row, column]
     height, width = layer.map_size
-    left, right = np.clip((np.floor(x.min()), np.floor(x.max()) + 1), 0, width - 1)
-    top, bottom = np.clip((np.floor(y.min()), np.floor(y.max()) + 1), 0, height - 1)
+    left, right = np.clip((np.floor(x.min()), np.ceil(x.max())), 0, width - 1)
+    top, bottom = np.clip((np.floor(y.min()), np.ceil(y.max())), 0, height - 1)
     return float(left) - 0.5, float(top) - 0.5, float(right) + 0.5, float(bottom) + 0.5
 
 
@@ -131,8 +131,8 @@ def _draw_offsets(axis: Axes, layer: LayerSampling, box: Letterbox) -> Any:
     rows, columns = layer.out_size
     (left, right), (top, bottom) = box.map_to_picture([-0.5, columns - 0.5], [-0.5, rows - 0.5], layer.out_size)
     lengths = layer.mean_offset_lengths * box.length_in_picture(layer.map_size)
-    # a layer without offsets would get a scale of no width
-    scale = Normalize(0, max(float(lengths.max()), 1e-3))
+    # offsets that hardly move a point shall not look large
+    scale = Normalize(0, max(float(lengths.max()), 1.0))
     return axis.imshow(lengths, OFFSETS, scale, alpha=0.6, extent=(left, right, bottom, top), interpolation="nearest")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 PADDING_COLOR = (114, 114, 114)
 
@@ -61,19 +62,17 @@ class Letterbox:
         border = cv2.BORDER_CONSTANT
         return cv2.copyMakeBorder(pixels, self.top, bottom, self.left, right, border, value=PADDING_COLOR)
 
-    def to_input(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def to_input(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return where points of the picture lie in the input."""
         scale_y, scale_x = self._scales
         return (np.asarray(x) + 0.5) * scale_x - 0.5 + self.left, (np.asarray(y) + 0.5) * scale_y - 0.5 + self.top
 
-    def to_picture(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def to_picture(self, x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Return where points of the input lie in the picture; those of the padding lie outside."""
         scale_y, scale_x = self._scales
         return (np.asarray(x) - self.left + 0.5) / scale_x - 0.5, (np.asarray(y) - self.top + 0.5) / scale_y - 0.5
 
-    def map_to_picture(
-        self, x: np.ndarray | float, y: np.ndarray | float, map_size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def map_to_picture(self, x: ArrayLike, y: ArrayLike, map_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Return where points of a feature map lie in the picture.
 
         A pixel of a map stands for the square of the input that it takes, as YOLO's anchor points have it.
