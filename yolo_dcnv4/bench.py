@@ -188,7 +188,9 @@ def plain_variant(net: nn.Module, name: str) -> nn.Module:
 def fused_for_inference(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a model of ultralytics on a device, in eval mode and fused, as predict runs it."""
     net = net.to(device).eval()
-    net.fuse(verbose=False)  # type: ignore[operator]
+    # fusing in older releases would leave parameters with a history
+    with torch.no_grad():
+        net.fuse(verbose=False)  # type: ignore[operator]
     return net.to(dtype)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from yolo_dcnv4.build.folders import library_path
 from yolo_dcnv4.build.toolchain import find_host_compiler
+from yolo_dcnv4.registry.checkout import patch_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD_TORCH = {"torch/__init__.py": "__version__ = '2.4.1'\n", "torch/version.py": "__version__ = '2.4.1'\ncuda = None\n"}
@@ -254,6 +255,19 @@ def test_unsupported_ultralytics(doctor: Doctor, tmp_path: Path):
     assert status == 1
     assert "cannot be registered with ultralytics" in problems(text)[0][0]
     assert problems(text)[0][1].endswith("-m pip install 'ultralytics>=8.3'")
+
+
+@pytest.mark.slow
+def test_patched_checkout(doctor: Doctor, tmp_path: Path):
+    import ultralytics
+
+    shutil.copytree(Path(ultralytics.__file__).parent, tmp_path / "ultralytics")
+    patch_checkout(tmp_path)
+    # works without the entry point
+    status, text = doctor("format=json", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}", YOLO_DCNV4_AUTOLOAD="0")
+    found = as_json(text)
+    assert (status, found["registration"]["route"]) == (0, "patched checkout")
+    assert "C2f_DCNv4" in found["registration"]["by_itself"]
 
 
 def test_wrong_argument(doctor: Doctor):

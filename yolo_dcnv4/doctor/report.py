@@ -42,6 +42,7 @@ def to_text(examination: Examination) -> str:
     for label, text in (*_versions(examination), ("", ""), *_devices(examination), *_registration(examination)):
         lines += _row(label, text)
     lines.append("")
+    before = len(lines)
     for kind, is_problem in (("note", False), ("problem", True)):
         for finding in examination.findings:
             if finding.is_problem is is_problem:
@@ -50,7 +51,7 @@ def to_text(examination: Examination) -> str:
                     # unwrapped, so that it can be copied
                     lines.append(f"  {'mend with':{LABEL}}{finding.command}")
     if examination.is_fine:
-        lines.append("no problem found")
+        lines += [*([""] if len(lines) > before else []), "no problem found"]
     return "\n".join(lines) + "\n"
 
 
