@@ -94,6 +94,15 @@ def test_core_passes_its_window_on():
         assert torch.equal(ours, expected)
 
 
+def test_core_reads_a_packed_input_too():
+    core = DCNv4Core(group=2)
+    value, offset_mask = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 56)
+    packed = torch.cat((value, offset_mask), -1)
+    torch.testing.assert_close(core(packed), core(value, offset_mask))
+    for ours, expected in zip(core.sampling_points(packed), core.sampling_points(value, offset_mask), strict=True):
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 2, 26), (2, 2, 27)])
 def test_refuses(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"offset_mask must be .* at least 3 \* groups \* K = 27, got shape"):

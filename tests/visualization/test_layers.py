@@ -54,6 +54,19 @@ def test_untrained_layers_sample_the_regular_grid(backbone: torch.nn.Module):
         assert not layer.mean_offset_lengths.any()
 
 
+def test_fused_model_samples_where_it_did_before():
+    torch.manual_seed(0)
+    net, picture = YOLO(BACKBONE).model.eval(), torch.rand(1, 3, 64, 96)
+    for path in LAYERS:
+        torch.nn.init.normal_(net.get_submodule(path).offset_mask.bias)
+    before = record_sampling(net, picture, LAYERS)
+    net.fuse(verbose=False)
+    for layer, fused in zip(before, record_sampling(net, picture, LAYERS), strict=True):
+        assert layer.mean_offset_lengths.max() > 0.1
+        for name in ("x", "y", "dx", "dy", "weights"):
+            assert getattr(fused, name) == pytest.approx(getattr(layer, name), abs=1e-3)
+
+
 def test_hooks_are_taken_back(backbone: torch.nn.Module):
     record_sampling(backbone, torch.rand(1, 3, 64, 64), LAYERS)
     assert not any(module._forward_pre_hooks for module in backbone.modules())
