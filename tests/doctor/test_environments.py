@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from yolo_dcnv4.build.folders import library_path
+from yolo_dcnv4.build.installed_torch import require_torch
+from yolo_dcnv4.build.plan import TORCH_TARGET_VERSION
 from yolo_dcnv4.build.toolchain import find_host_compiler
+from yolo_dcnv4.ops.library import SCHEMAS
 from yolo_dcnv4.registry.checkout import patch_checkout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +203,24 @@ def test_library_for_another_processor(doctor: Doctor, tmp_path: Path):
     assert problem.startswith(f"the compiled library {tmp_path / 'other.so'} does not load")
     assert "build force=1" in mend
     assert "self-test passed" in text
+
+
+@pytest.mark.slow
+def test_library_of_an_older_version(doctor: Doctor, tmp_path: Path):
+    torch = require_torch().folder
+    names = ("dcnv4", "dcnv4_backward")
+    defined = "".join(f'm.def("{name}{SCHEMAS[name]}");' for name in names)
+    source = tmp_path / "older.cpp"
+    source.write_text(f"#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(yolo_dcnv4, m) {{ {defined} }}\n")
+    flags = ["-std=c++17", "-shared", "-fPIC", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    where = [f"-I{torch / 'include'}", f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    library = tmp_path / "older.so"
+    subprocess.run([*find_host_compiler().command, *flags, source, "-o", library, *where], check=True)
+    status, text = doctor(YOLO_DCNV4_LIBRARY=str(library))
+    assert status == 1
+    ((problem, mend),) = problems(text)
+    assert problem.startswith("the operator does not load: AttributeError: ") and "dcnv4_packed" in problem
+    assert mend.startswith("unset YOLO_DCNV4_LIBRARY; ") and mend.endswith("build force=1")
 
 
 def test_library_that_crashes_is_survived(doctor: Doctor, tmp_path: Path):

@@ -152,6 +152,14 @@ def test_failed_self_test(outcome: dict[str, Any], told: str, probes: dict[str, 
     assert "self-test failed" in to_text(Examination(MACHINE, probes, (finding,)))
 
 
+def test_library_of_an_older_version_is_told_once(probes: dict[str, dict[str, Any]]):
+    error = "AttributeError: '_OpNamespace' 'yolo_dcnv4' object has no attribute 'dcnv4_packed'"
+    probes["operator"] = {"error": error, "warnings": []}
+    probes["yolo"] |= {"by_itself": [], "import_error": error}
+    (finding,) = find(MACHINE, probes)
+    assert finding == Finding(f"the operator does not load: {error}", "yolo-dcnv4 build force=1")
+
+
 def test_stale_library_is_a_note(probes: dict[str, dict[str, Any]]):
     (finding,) = find(replace(MACHINE, library_is_stale=True), probes)
     assert (finding.is_problem, finding.command) == (False, "yolo-dcnv4 build")

@@ -135,6 +135,8 @@ def _about_yolo(machine: Machine, probes: dict[str, dict[str, Any]]) -> Iterator
     if "error" in yolo:
         yield _yolo_error(machine, yolo["error"])
         return
+    if "error" in probes["operator"]:
+        return  # the blocks need it
     warned = [text for text in yolo["warnings"] if "yolo_dcnv4" in text]
     refused = yolo.get("import_error", "") or "; ".join(warned)
     if refused:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,11 +28,15 @@ def probe_operator() -> dict[str, Any]:
     """Return what serves each device, and whether the compiled library is loaded."""
     import torch
 
-    from yolo_dcnv4.ops import backend
+    from yolo_dcnv4 import ops
     from yolo_dcnv4.ops.library import ABSENT
 
+    # all of it: a library of an older version of this package may lack what one of the modules needs
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return {"absent": ABSENT, "devices": {device: backend(device)._asdict() for device in devices}}
+    return {"absent": ABSENT, "devices": {device: ops.backend(device)._asdict() for device in devices}}
 
 
 def probe_self_test() -> dict[str, Any]:
