@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ultralytics import YOLO
+from ultralytics.nn.tasks import yaml_model_load
 
 import yolo_dcnv4.modules
 from yolo_dcnv4 import bench as module
@@ -53,6 +55,17 @@ def test_every_layer_is_measured_against_what_it_replaced():
     assert all(0 < layer.operator_ms < 3 * layer.layer_ms for layer in report.layers)
     assert [row.model for row in report.models] == [BACKBONE, f"{BACKBONE} without DCNv4"]
     assert report.setting["batch"] == 2 and report.setting["imgsz"] == "64x96"
+
+
+def test_blocks_within_blocks_find_their_counterparts(tmp_path: Path):
+    description = yaml_model_load("yolo11n.yaml")
+    for layer in (*description["backbone"], *description["head"]):
+        layer[2] = {"C3k2": "C3k2_DCNv4"}.get(layer[2], layer[2])
+    path = tmp_path / "yolo11n-mine.yaml"
+    path.write_text(yaml.safe_dump({key: description[key] for key in ("nc", "scales", "backbone", "head")}))
+    report = bench(path, imgsz=64, device="cpu", verbose=False)
+    assert {"model.2.m.0.cv2", "model.22.m.0.m.1.cv2"} <= {layer.layer for layer in report.layers}
+    assert {layer.plain for layer in report.layers} == {"Conv"}
 
 
 @pytest.fixture
