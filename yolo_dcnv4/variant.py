@@ -99,7 +99,8 @@ def write_variant(
     usage = out.with_name(_scaled(out.name, model, _load(text, base.name)))
     header = [f"# {base.name} with {_summary(modules)}"]
     if layout == "plain":
-        header.append(f"# made by: yolo-dcnv4 variant model={base.name} where={_written(place)} layout=plain")
+        named = "" if out.name == _default_name(base, place) else f" out={out.name}"
+        header.append(f"# made by: yolo-dcnv4 variant model={base.name} where={_written(place)} layout=plain{named}")
         header.append(f"# use: yolo train model={usage.name}")
     else:
         header[0] += "; figures in comments are those of the original"
@@ -136,9 +137,7 @@ def _find(model: str | Path) -> Path:
     try:
         return Path(tasks.check_yaml(Path(model).expanduser()))
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"model={str(model)!r}: no such YAML, neither here nor in ultralytics; {error}"
-        ) from None
+        raise FileNotFoundError(f"model={str(model)!r}: no such YAML, here or in ultralytics; {error}") from None
 
 
 def _default_name(base: Path, place: str | tuple[int, ...]) -> str:

@@ -1,40 +1,69 @@
-"""Say what starts fresh where weights are loaded into a model with registered modules, besides what was transferred."""
+"""Say which layers start fresh where a model with registered modules takes weights over from another model."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
-def with_fresh_named(load: Callable[..., Any], is_ours: Callable[[nn.Module], bool]) -> Callable[..., Any]:
+def with_fresh_layers_named(load: Callable[..., Any], is_registered: Callable[[nn.Module], bool]) -> Callable[..., Any]:
     """Wrap `BaseModel.load` so that it also logs which layers keep tensors as they were initialised, and how many.
 
-    ultralytics transfers every tensor whose name and shape fit and logs their number alone.
+    ultralytics transfers every tensor whose name and shape fit, and logs their number alone.
 
     Args:
         load: `BaseModel.load`.
-        is_ours: Tells whether a module is one of those whose models get the line; others load as before.
+        is_registered: Tells a registered module; models without one load as before.
     """
 
     @functools.wraps(load)
-    def load_and_tell(self: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
+    def load_and_name(self: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
         verbose = args[0] if args else kwargs.get("verbose", True)
-        if not verbose or not any(is_ours(module) for module in self.modules()):
+        shapes = _shapes_in(weights)
+        if not (verbose and shapes and any(is_registered(module) for module in self.modules())):
             return load(self, weights, *args, **kwargs)
-        before = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        unfit = {name: tensor.clone() for name, tensor in self.state_dict().items() if shapes.get(name) != tensor.shape}
         loaded = load(self, weights, *args, **kwargs)
-        # by value: besides what fits, ultralytics fills parts of tensors, such as the rows of classes known by name
-        after = self.state_dict()
-        fits = _shapes(weights)
-        fresh = [name for name, tensor in after.items() if fits.get(name) != tensor.shape and _same(tensor, before.get(name))]
+        state = self.state_dict()
+        fresh = [
+            name
+            for name, tensor in state.items()
+            if shapes.get(name) != tensor.shape and not _is_filled(unfit.get(name), tensor)
+        ]
         if fresh:
             from ultralytics.utils import LOGGER
 
-            LOGGER.info(_line(self, fresh, after))
+            LOGGER.info(_line(self, fresh, state))
         return loaded
 
-    return load_and_tell
+    return load_and_name
+
+
+def _shapes_in(weights: Any) -> dict[str, torch.Size]:
+    model = weights.get("ema") or weights.get("model") if isinstance(weights, dict) else weights
+    return {name: tensor.shape for name, tensor in model.state_dict().items()} if isinstance(model, nn.Module) else {}
+
+
+def _is_filled(before: Tensor | None, after: Tensor) -> bool:
+    # ultralytics fills some tensors in part: a first convolution of more channels, rows of classes known by name
+    return before is not None and before.shape == after.shape and not torch.equal(before, after)
+
+
+def _line(model: nn.Module, fresh: Collection[str], state: Collection[str]) -> str:
+    total = _per_layer(state)
+    layers = [f"{_title(model, layer)} ({n} of {total[layer]})" for layer, n in _per_layer(fresh).items()]
+    return f"Starting fresh: {len(fresh)}/{len(state)} items, in layers {', '.join(layers)}"
+
+
+def _per_layer(names: Iterable[str]) -> Counter[str]:
+    """Count tensors by the layer whose they are: `model.4.m.0.cv1.bn.bias` belongs to `model.4`."""
+    return Counter(".".join(name.split(".")[:2]) for name in names)
+
+
+def _title(model: nn.Module, layer: str) -> str:
+    return f"{layer.removeprefix('model.')} {type(model.get_submodule(layer)).__name__}"
