@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn import tasks
 
-import yolo_dcnv4.modules  # noqa: F401  registers the blocks
+import yolo_dcnv4.modules  # registers the blocks
 from tests.task_data import IMGSZ, write_task_data
 from yolo_dcnv4.locate import data_folder
 from yolo_dcnv4.modules import DCNv4

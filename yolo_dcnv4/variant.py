@@ -349,8 +349,8 @@ def _scaled(name: str, model: str | Path, config: dict[str, Any]) -> str:
 
 def _with_header(text: str, header: Sequence[str]) -> str:
     mark = "\ufeff" if text.startswith("\ufeff") else ""
-    ending = "\r\n" if "\r\n" in text else "\n"
-    return mark + "".join(line + ending for line in header) + text.removeprefix(mark)
+    ending = re.search(r"\r\n|\r|\n", text)
+    return mark + "".join(line + (ending[0] if ending else "\n") for line in header) + text.removeprefix(mark)
 
 
 def _plain(config: dict[str, Any]) -> str:
