@@ -10,6 +10,7 @@ import torch
 import yaml
 from ultralytics import RTDETR, YOLO
 from ultralytics.nn import tasks
+from ultralytics.nn.modules import Conv
 
 import yolo_dcnv4
 from yolo_dcnv4.cli import main
@@ -188,6 +189,19 @@ def test_modules_that_are_unknown_here():
     with pytest.raises(ValueError, match=r"stride of layer 2 .*KeyError: 'Mystery'; register the modules"):
         write_variant(base, "backbone")
     assert write_variant(base, "neck").modules == {6: "C3_DCNv4", 7: "Bottleneck_DCNv4"}
+    # the backbone's strides do not depend on the head
+    base = own(layer="[-1, 1, Mystery, [64]]", name="head.yaml")
+    assert write_variant(base, "backbone").modules == {4: "C2f_DCNv4"}
+
+
+def test_activation_of_the_model_does_not_outlive_the_look_at_its_strides():
+    before = Conv.default_act
+    write_variant(own("activation: torch.nn.PReLU()\n" + OWN), "backbone")
+    assert Conv.default_act is before
+    base = own("activation: torch.nn.PReLU()\n" + OWN.replace("SPPF", "Mystery"), name="unknown.yaml")
+    with pytest.raises(ValueError, match="KeyError: 'Mystery'"):
+        write_variant(base, "backbone")
+    assert Conv.default_act is before
 
 
 def test_refuses_to_lose_a_file():

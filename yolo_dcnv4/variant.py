@@ -228,7 +228,8 @@ def _chosen(place: str | tuple[int, ...], layers: Sequence[_Layer], text: str, n
         )
     if place != "backbone":
         return blocks
-    strides, error = _strides(_load(text, name))
+    # the head may hold what does not run here
+    strides, error = _strides(_load(text, name) | {"head": []})
     for layer in blocks:
         if strides[layer.index] is None:
             reason = f": {type(error).__name__}: {error}" if error else ""
@@ -267,26 +268,29 @@ def _by_number(layers: Sequence[_Layer]) -> str:
 def _strides(config: dict[str, Any]) -> tuple[list[int | None], Exception | None]:
     """Return each layer's stride against the picture, and what ended the run.
 
-    None stands for the last layer, for one whose output is no map, and for all from where the model does not run:
-    its modules may be unknown here, or take more than maps.
+    None stands for a layer whose output is no map, and for all from where the model does not run: its modules may be
+    unknown here, or take more than maps.
     """
     import torch
+    from ultralytics.nn.modules import Conv
     from ultralytics.nn.tasks import parse_model
 
     config = copy.deepcopy(config)
     number = len(config["backbone"]) + len(config["head"])
-    config["head"] = config["head"][:-1]
     if config.get("scales"):
         config["scale"] = next(iter(config["scales"]))
     strides: list[int | None] = []
     failure = None
-    size, outputs = 256, []
+    size = 256
+    outputs: list[Any] = []
+    # a model's `activation` would stay set where parse_model raises, and in older releases anyway
+    activation = Conv.default_act
     try:
         # on the meta device nothing is computed or stored, however wide the model
         with torch.device("meta"), torch.no_grad(), _quiet():
             channels = config.get("ch") or config.get("channels") or 3
             model, _ = parse_model(config, ch=channels, verbose=False)
-            x = torch.zeros(1, channels, size, size)
+            x: Any = torch.zeros(1, channels, size, size)
             for layer in model.eval():
                 if layer.f != -1:
                     x = outputs[layer.f] if isinstance(layer.f, int) else [outputs[f] for f in layer.f]
@@ -296,6 +300,8 @@ def _strides(config: dict[str, Any]) -> tuple[list[int | None], Exception | None
                 strides.append(size // x.shape[-1] if spatial else None)
     except Exception as error:
         failure = error
+    finally:
+        Conv.default_act = activation
     return strides + [None] * (number - len(strides)), failure
 
 
@@ -362,7 +368,8 @@ def _plain(config: dict[str, Any]) -> str:
             lines += [f"  {_flow({scale: numbers})[1:-1]}" for scale, numbers in value.items()]
         elif key not in ("backbone", "head"):
             lines.append(_flow({key: value})[1:-1])
-    strides = iter(_strides(config)[0])
+    # the last layer joins maps and gives none
+    strides = iter([*_strides(config | {"head": config["head"][:-1]})[0], None])
     last, index = None, 0
     for section in ("backbone", "head"):
         lines += ["", *["# from, repeats, module, arguments"] * (section == "backbone"), f"{section}:"]
