@@ -79,6 +79,17 @@ def test_training_from_plain_weights(hook, log: list[str], tmp_path: Path):
     assert [n for _, n in counted] == [sum(name.startswith(f"model.{i}.") for name in ours) for i in (4, 6, 8, 22)]
 
 
+def test_the_plain_command_says_both(python: Callable[..., str], tmp_path: Path):
+    YOLO("yolov8n.yaml").save(tmp_path / "plain.pt")
+    data = write_task_data(tmp_path / "data", "detect")
+    words = [f"data={data}", "epochs=1", "imgsz=64", "device=cpu", "workers=0", "plots=False", f"project={tmp_path}"]
+    command = ("-c", "import sys; from ultralytics.cfg import entrypoint; sys.argv[0] = 'yolo'; entrypoint()")
+    model = ["model=yolov8n-dcnv4-backbone.yaml", "pretrained=plain.pt"]
+    out = python(*command, "train", *model, *words, cwd=tmp_path)
+    assert re.search(r"Transferred \d+/\d+ items from pretrained weights", out)
+    assert re.search(r"Starting fresh: \d+/\d+ items, in layers 4 C2f_DCNv4 \(\d+ of \d+\), 6 C2f_DCNv4 ", out)
+
+
 def test_fresh_tensors_are_as_they_were(hook, log: list[str]):
     source, target = model(hook, "yolov8n.yaml"), model(hook, "yolov8n-dcnv4-conv.yaml")
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
