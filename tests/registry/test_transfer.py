@@ -149,6 +149,13 @@ def test_modules_of_others_are_named_too(hook, log: list[str]):
     assert re.fullmatch(r"Starting fresh: 2/\d+ items, in layers 4 OwnC2f \(2 of \d+\)", line)
 
 
+def test_tensors_outside_of_the_layers_are_named(hook, log: list[str]):
+    target = model(hook, "yolov8n-dcnv4-conv.yaml")
+    target.register_buffer("scale", torch.ones(1))
+    target.load(model(hook, "yolov8n.yaml"))
+    assert re.search(r"in layers scale, 3 DCNv4Conv \(", said(log)[0])
+
+
 def test_weights_that_are_no_model_keep_the_error_of_ultralytics(hook, log: list[str]):
     target, errors = model(hook, "yolov8n-dcnv4-backbone.yaml"), []
     for _ in range(2):

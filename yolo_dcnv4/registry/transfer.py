@@ -55,15 +55,17 @@ def _is_filled(before: Tensor | None, after: Tensor) -> bool:
 
 
 def _line(model: nn.Module, fresh: Collection[str], state: Collection[str]) -> str:
-    total = _per_layer(state)
-    layers = [f"{_title(model, layer)} ({n} of {total[layer]})" for layer, n in _per_layer(fresh).items()]
+    total, modules = _per_layer(state), dict(model.named_modules())
+    layers = [
+        f"{layer.removeprefix('model.')} {type(modules[layer]).__name__} ({n} of {total[layer]})"
+        # some models keep a tensor outside of their layers
+        if layer in modules
+        else layer
+        for layer, n in _per_layer(fresh).items()
+    ]
     return f"Starting fresh: {len(fresh)}/{len(state)} items, in layers {', '.join(layers)}"
 
 
 def _per_layer(names: Iterable[str]) -> Counter[str]:
     """Count tensors by the layer whose they are: `model.4.m.0.cv1.bn.bias` belongs to `model.4`."""
     return Counter(".".join(name.split(".")[:2]) for name in names)
-
-
-def _title(model: nn.Module, layer: str) -> str:
-    return f"{layer.removeprefix('model.')} {type(model.get_submodule(layer)).__name__}"
