@@ -49,7 +49,7 @@ def test_training_from_plain_weights(hook, log: list[str], tmp_path: Path):
     """`pretrained=` takes over every tensor that fits, and names the layers of the others."""
     torch.manual_seed(0)
     plain = YOLO("yolov8n.yaml")
-    plain.save(tmp_path / "plain.pt")
+    torch.save({"model": plain.model}, tmp_path / "plain.pt")
     log.clear()
     options = {
         "model": "yolov8n-dcnv4-backbone.yaml",
@@ -64,9 +64,7 @@ def test_training_from_plain_weights(hook, log: list[str], tmp_path: Path):
     theirs, ours = plain.model.state_dict(), trainer.model.state_dict()
     # the data set has two classes, the weights have 80
     fits = {name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape}
-    for name in fits:
-        # the checkpoint is stored in half precision
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-6, msg=name)
+    assert all(torch.equal(ours[name], theirs[name]) for name in fits)
     number, total = transferred(log)
     assert (number, total) == (len(fits), len(ours)) and number > 0.8 * total
     (line,) = said(log)
@@ -80,7 +78,7 @@ def test_training_from_plain_weights(hook, log: list[str], tmp_path: Path):
 
 
 def test_the_plain_command_says_both(python: Callable[..., str], tmp_path: Path):
-    YOLO("yolov8n.yaml").save(tmp_path / "plain.pt")
+    torch.save({"model": YOLO("yolov8n.yaml").model}, tmp_path / "plain.pt")
     data = write_task_data(tmp_path / "data", "detect")
     words = [f"data={data}", "epochs=1", "imgsz=64", "device=cpu", "workers=0", "plots=False", f"project={tmp_path}"]
     command = ("-c", "import sys; from ultralytics.cfg import entrypoint; sys.argv[0] = 'yolo'; entrypoint()")
@@ -99,6 +97,18 @@ def test_fresh_tensors_are_as_they_were(hook, log: list[str]):
         assert any(f" {layer} DCNv4Conv (" in part for part in said(log))
     dcn = [name for name in before if ".dcn." in name]
     assert dcn and all(torch.equal(before[name], target.state_dict()[name]) for name in dcn)
+
+
+def test_what_was_fresh_stays_fresh_in_the_model_of_the_trainer(hook, log: list[str]):
+    """The command loads the weights into a model, and the trainer that model into its own."""
+    first, second = (model(hook, "yolov8n-dcnv4-backbone.yaml") for _ in range(2))
+    first.load(model(hook, "yolov8n.yaml"), verbose=False)
+    second.load(first)
+    first.load(model(hook, "yolov8n-dcnv4-backbone.yaml"))
+    second.load(first)
+    (line,) = said(log)
+    layers = r"4 C2f_DCNv4 \(10 of 44\), 6 C2f_DCNv4 \(10 of 44\), 8 C2f_DCNv4 \(5 of 28\)"
+    assert re.fullmatch(rf"Starting fresh: 25/\d+ items, in layers {layers}", line)
 
 
 def test_weights_of_the_same_model_leave_nothing_fresh(hook, log: list[str]):

@@ -6,9 +6,13 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+# `yolo train pretrained=...` loads twice: the weights into a model, and that one into the model of the trainer
+_untrained: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
 def with_fresh_layers_named(load: Callable[..., Any], is_registered: Callable[[nn.Module], bool]) -> Callable[..., Any]:
@@ -23,30 +27,28 @@ def with_fresh_layers_named(load: Callable[..., Any], is_registered: Callable[[n
 
     @functools.wraps(load)
     def load_and_name(self: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
-        verbose = args[0] if args else kwargs.get("verbose", True)
-        shapes = _shapes_in(weights)
-        if not (verbose and shapes and any(is_registered(module) for module in self.modules())):
+        source = weights.get("ema") or weights.get("model") if isinstance(weights, dict) else weights
+        if not isinstance(source, nn.Module) or not any(is_registered(module) for module in self.modules()):
             return load(self, weights, *args, **kwargs)
+        shapes = {name: tensor.shape for name, tensor in source.state_dict().items()}
         unfit = {name: tensor.clone() for name, tensor in self.state_dict().items() if shapes.get(name) != tensor.shape}
         loaded = load(self, weights, *args, **kwargs)
         state = self.state_dict()
         fresh = [
             name
             for name, tensor in state.items()
-            if shapes.get(name) != tensor.shape and not _is_filled(unfit.get(name), tensor)
+            if name in _untrained.get(source, ())
+            or (shapes.get(name) != tensor.shape and not _is_filled(unfit.get(name), tensor))
         ]
-        if fresh:
+        _untrained[self] = frozenset(fresh)
+        verbose = args[0] if args else kwargs.get("verbose", True)
+        if fresh and verbose:
             from ultralytics.utils import LOGGER
 
             LOGGER.info(_line(self, fresh, state))
         return loaded
 
     return load_and_name
-
-
-def _shapes_in(weights: Any) -> dict[str, torch.Size]:
-    model = weights.get("ema") or weights.get("model") if isinstance(weights, dict) else weights
-    return {name: tensor.shape for name, tensor in model.state_dict().items()} if isinstance(model, nn.Module) else {}
 
 
 def _is_filled(before: Tensor | None, after: Tensor) -> bool:
