@@ -17,6 +17,8 @@ yolo-dcnv4 COMMAND [key=value ...]
              with latency and mAP
   demo-data  out=DIR [train=160] [val=40] [imgsz=128] [seed=0]
              write a generated detection data set of circles, squares and triangles
+  variant    model=FILE.yaml where=backbone|neck|full|4,6,8 [out=FILE] [layout=keep|plain]
+             write any model YAML, bare name or path, with DCNv4 in place of the layers named
   build      [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide] [jobs=N] [verbose=1] [force=1]
              build the compiled operator
   doctor     [format=text|json]
@@ -154,6 +156,17 @@ def _demo_data(words: Sequence[str]) -> int:
     return DONE
 
 
+def _variant(words: Sequence[str]) -> int:
+    from yolo_dcnv4.variant import write_variant
+
+    named = Option(str, required=True)
+    options = parse_options(words, {"model": named, "where": named, "out": Option(str), "layout": Option(str)})
+    variant = write_variant(**options)
+    print(f"written to {variant.file}: {variant.base.name} with {variant.summary}")
+    print(f"use it: yolo train model={variant.usage}")
+    return DONE
+
+
 def _build(words: Sequence[str]) -> int:
     from yolo_dcnv4.build.command import run
 
@@ -246,6 +259,7 @@ def _hand_on(mode: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _compare,
     "demo-data": _demo_data,
+    "variant": _variant,
     "build": _build,
     "doctor": _doctor,
     "bench": _bench,

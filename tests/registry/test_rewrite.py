@@ -138,8 +138,8 @@ def test_installed_parse_model(text):
     before_lines, after_lines = text.split("\n"), after.split("\n")
     assert len(before_lines) == len(after_lines)
     changed = [(b, a) for b, a in zip(before_lines, after_lines, strict=True) if a != b]
-    # Conv and Bottleneck in one list each, C2f and C3k2 in two, and the test for C3k2
-    assert len(changed) == 7
+    # Conv and Bottleneck in one list each, C2f, C3 and C3k2 in two, and the test for C3k2
+    assert len(changed) == 9
     assert all(name in "".join(a for _, a in changed) for name in PACK)
     ast.parse(after)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from ultralytics.nn.modules.block import Bottleneck, C2f, C3k, C3k2
+from ultralytics.nn.modules.block import C3, Bottleneck, C2f, C3k, C3k2
 
 from yolo_dcnv4.modules.conv import DCNv4Conv
 
@@ -33,6 +33,15 @@ class C2f_DCNv4(C2f):
     def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5):
         super().__init__(c1, c2, n, shortcut, g, e)
         self.m = nn.ModuleList(Bottleneck_DCNv4(self.c, self.c, shortcut, g, e=1.0) for _ in range(n))
+
+
+class C3_DCNv4(C3):
+    """ultralytics' C3 with `Bottleneck_DCNv4` inside; takes the arguments of C3."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5):
+        super().__init__(c1, c2, n, shortcut, g, e)
+        hidden, k = int(c2 * e), ((1, 1), (3, 3))
+        self.m = nn.Sequential(*(Bottleneck_DCNv4(hidden, hidden, shortcut, g, k, e=1.0) for _ in range(n)))
 
 
 class C3k_DCNv4(C3k):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from yolo_dcnv4.registry import children, export_formats, fusing, safe_load, stride_probe, yaml_names
+from yolo_dcnv4.registry import children, export_formats, fusing, safe_load, stride_probe, transfer, yaml_names
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
 from yolo_dcnv4.registry.rewrite import SUPPORTED, known_modules, rewrite
@@ -87,9 +87,15 @@ class _Hook:
         base = self.tasks.BaseModel
         self.replace(self.tasks, "check_yaml", yaml_names.with_shipped_yamls(self.tasks.check_yaml))
         self.replace(base, "fuse", fusing.with_fuse_protocol(base.fuse))
+        if hasattr(base, "load"):  # a line in the log less is no reason to refuse a release
+            self.replace(base, "load", transfer.with_fresh_layers_named(base.load, self.is_registered))
         for cls in list(vars(self.tasks).values()):
             if inspect.isclass(cls) and issubclass(cls, base) and "__init__" in vars(cls):
                 self.replace(cls, "__init__", stride_probe.with_cuda_probe(cls.__init__))
+
+    def is_registered(self, module: nn.Module) -> bool:
+        """Return whether a module is of a registered class."""
+        return isinstance(module, tuple(entry.cls for entry in self.registrations.values()))
 
     def replace(self, owner: Any, name: str, ours: Any) -> None:
         self.replaced.append((owner, name, getattr(owner, name), ours))
