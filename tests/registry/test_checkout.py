@@ -30,7 +30,7 @@ def test_patch_and_revert(checkout):
     diff = patch_checkout(folder)
     patched = file.read_bytes()
     removed, added = ([line for line in diff.split("\n") if line.startswith(sign)][1:] for sign in "-+")
-    assert len(removed) == 7 and len(added) == 7 + 5
+    assert len(removed) == 7 and len(added) == 7 + 6
     assert all(any(name in line for line in added) for name in PACK)
     compile(patched, file, "exec")
     assert patch_checkout(folder) == "" and file.read_bytes() == patched

@@ -16,28 +16,32 @@ from yolo_dcnv4.registry.rewrite import rewrite, undo
 TASKS_FILE = Path("ultralytics") / "nn" / "tasks.py"
 
 
-def _import_block(text: str) -> str:
-    newline = "\r\n" if "\r\n" in text else "\n"
-    lines = ["", "", "# blocks of yolo_dcnv4; at the end, since they import modules that must be complete by then"]
-    for home in sorted(set(HOMES.values())):
-        names = ", ".join(sorted(name for name in HOMES if HOMES[name] == home))
-        lines.append(f"from yolo_dcnv4.modules.{home} import {names}  # noqa: E402")
-    return newline.join([*lines, ""])
+_COMMENT = "# blocks of yolo_dcnv4; at the end, since they import modules that must be complete by then"
+_IMPORTS = re.compile(rf"\r?\n\r?\n{_COMMENT}\r?\n(?:from yolo_dcnv4\.modules\.\w+ import .+\r?\n)+")
+
+
+def left_out(text: str) -> dict[str, str]:
+    """Return the blocks whose like-module a release does not have, and that module.
+
+    Args:
+        text: Text of its `ultralytics/nn/tasks.py`.
+    """
+    return {name: like for name, like in PACK.items() if not re.search(rf"\b{like}\b", text)}
 
 
 def patched(text: str, *, version: str = "unknown") -> str:
     """Return the text of a `tasks.py` with this package's blocks in `parse_model`'s lists and imported.
 
     Args:
-        text: Text of `ultralytics/nn/tasks.py`, patched already or not.
+        text: Text of `ultralytics/nn/tasks.py`, patched already or not; by an earlier version of this package too.
         version: Its release, for messages.
 
     Raises:
         RegistrationError: `parse_model` has changed beyond recognition.
     """
-    text = rewrite(text, PACK, version=version)
+    text = rewrite(text, _likes(text), version=version)
     block = _import_block(text)
-    return text if block in text else text + block
+    return _IMPORTS.sub(lambda _: block, text) if _IMPORTS.search(text) else text + block
 
 
 def reverted(text: str, *, version: str = "unknown") -> str:
@@ -50,13 +54,30 @@ def reverted(text: str, *, version: str = "unknown") -> str:
     Raises:
         RegistrationError: The file was edited after it was patched, so that the change cannot be told from the edits.
     """
-    without_imports = text.replace(_import_block(text), "")
+    without_imports = _IMPORTS.sub("", text)
     before = undo(without_imports, PACK, version=version)
-    if before != without_imports and rewrite(before, PACK, version=version) != without_imports:
+    if before != without_imports and rewrite(before, _likes(before), version=version) != without_imports:
         raise RegistrationError(
             "tasks.py was edited where it had been patched; take the change back with your version control"
         )
     return before
+
+
+def _likes(text: str) -> dict[str, str]:
+    missing = left_out(text)
+    likes = {name: like for name, like in PACK.items() if name not in missing}
+    # a file without a single one: let the search say what it looked for
+    return likes or PACK
+
+
+def _import_block(text: str) -> str:
+    newline = "\r\n" if "\r\n" in text else "\n"
+    likes = _likes(text)
+    lines = ["", "", _COMMENT]
+    for home in sorted({HOMES[name] for name in likes}):
+        names = ", ".join(sorted(name for name in likes if HOMES[name] == home))
+        lines.append(f"from yolo_dcnv4.modules.{home} import {names}  # noqa: E402")
+    return newline.join([*lines, ""])
 
 
 def patch_checkout(folder: str | Path, *, revert: bool = False, write: bool = True) -> str:

@@ -117,13 +117,15 @@ _hook: _Hook | None = None
 def register() -> None:
     """Register this package's blocks with ultralytics; does nothing where that is done already.
 
+    A block is left out where the installed ultralytics does not have the module that it is like.
+
     Raises:
         RegistrationError: ultralytics' `parse_model` has changed beyond recognition, has no source, or knows another
             class by the name of one of the blocks. Nothing is changed then.
     """
     with _lock:
         blocks = importlib.import_module("yolo_dcnv4.modules")
-        _add([(getattr(blocks, name), like) for name, like in PACK.items()])
+        _add([(getattr(blocks, name), like) for name, like in PACK.items() if hasattr(blocks, name)])
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.modules"))
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.ops.window"))
 

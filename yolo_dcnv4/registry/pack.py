@@ -15,5 +15,5 @@ HOMES = {
     "DCNv4Conv": "conv",
     "Bottleneck_DCNv4": "block",
     "C2f_DCNv4": "block",
-    "C3k2_DCNv4": "block",
+    "C3k2_DCNv4": "c3k2",
 }
