@@ -18,6 +18,8 @@ yolo-dcnv4 COMMAND [key=value ...]
              write a generated detection data set of circles, squares and triangles
   build      [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide] [jobs=N] [verbose=1] [force=1]
              build the compiled operator
+  patch      DIR [check=1] [diff=1] [revert=1]
+             write the blocks into the source checkout of ultralytics in DIR, for a fork
   help       show this
   version    show the version
 
@@ -137,6 +139,12 @@ def _build(words: Sequence[str]) -> int:
     return run(words)
 
 
+def _patch(words: Sequence[str]) -> int:
+    from yolo_dcnv4.registry.checkout import main
+
+    return main(words, program="yolo-dcnv4 patch")
+
+
 def _help(words: Sequence[str]) -> int:
     print(USAGE, end="")
     return DONE
@@ -176,6 +184,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _compare,
     "demo-data": _demo_data,
     "build": _build,
+    "patch": _patch,
     "help": _help,
     "version": _version,
     **{mode: _hand_on(mode) for mode in HANDED_ON},

@@ -35,10 +35,11 @@ def run_matrix(cache: Path, ultralytics: Sequence[str] = (), torches: Sequence[s
     newest_torch, newest = environments.newest("torch"), environments.newest("ultralytics")
     wanted = [newest_torch if version == NEWEST else version for version in torches or TORCHES]
     cells = list(_select(newest, ultralytics))
-    for number, version in enumerate(dict.fromkeys(wanted)):
+    wanted = list(dict.fromkeys(wanted))
+    environments.install_package(environments.torch(wanted[0]))
+    commit = _commit()
+    for version in wanted:
         python = environments.torch(version)
-        if number == 0:
-            environments.install_package(python)
         for cell in cells:
             print(f"torch {version}, ultralytics {cell.ultralytics} {_words(cell.environment)}", flush=True)
             site = environments.ultralytics(cell, python)
@@ -47,7 +48,7 @@ def run_matrix(cache: Path, ultralytics: Sequence[str] = (), torches: Sequence[s
             start = time.monotonic()
             result = _run_cell(cell, version, environments, python, site)
             result["seconds"] = round(time.monotonic() - start)
-            _store(result)
+            _store(result | {"commit": commit})
             print(f"  {result['seconds']} s: {_summary(result)}", flush=True)
 
 
@@ -122,7 +123,7 @@ def _run_cell(cell: Cell, torch: str, environments: Environments, python: Path, 
 
 def _store(result: dict[str, Any]) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"cells": []}
-    result |= {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "commit": _commit()}
+    result |= {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
     order = [(cell.ultralytics, cell.environment) for cell in CELLS]
 
     def key(cell: dict[str, Any]) -> tuple[Any, ...]:

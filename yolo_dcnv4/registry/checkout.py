@@ -16,6 +16,12 @@ from yolo_dcnv4.registry.rewrite import rewrite, undo
 TASKS_FILE = Path("ultralytics") / "nn" / "tasks.py"
 
 
+OPTIONS = {
+    "check": "write nothing; exit with 1 if something would change",
+    "diff": "write nothing; print the change",
+    "revert": "take the change back",
+}
+
 _COMMENT = "# blocks of yolo_dcnv4; at the end, since they import modules that must be complete by then"
 _IMPORTS = re.compile(rf"\r?\n\r?\n{_COMMENT}\r?\n(?:from yolo_dcnv4\.modules\.\w+ import .+\r?\n)+")
 
@@ -114,26 +120,51 @@ def _version(tasks: Path) -> str:
     return match.group(1) if match else "unknown"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 1 for `--check` on a file that would change, 2 for an error."""
+def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Run the command; returns its exit status: 1 for a check of a file that would change, 2 for an error.
+
+    Args:
+        argv: DIR and options, each in the form `--check` or `check=1`; `None` takes those of the process.
+        program: Name of the command in messages.
+    """
     parser = argparse.ArgumentParser(
-        description="Write yolo_dcnv4's blocks into parse_model of a source checkout of ultralytics."
+        prog=program, description="Write yolo_dcnv4's blocks into parse_model of a source checkout of ultralytics."
     )
     parser.add_argument("folder", metavar="DIR", help=f"root of the checkout; {TASKS_FILE.as_posix()} is changed")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something would change")
-    parser.add_argument("--diff", action="store_true", help="write nothing; print the change")
-    parser.add_argument("--revert", action="store_true", help="take the change back")
-    arguments = parser.parse_args(argv)
+    for name, effect in OPTIONS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=f"{effect}; {name}=1 says the same")
+    try:
+        arguments = parser.parse_args(_as_flags(sys.argv[1:] if argv is None else argv))
+    except SystemExit as end:  # --help, or a wrong command line, which argparse has explained
+        return int(end.code or 0)
+    file = Path(arguments.folder) / TASKS_FILE
     try:
         diff = patch_checkout(arguments.folder, revert=arguments.revert, write=not (arguments.check or arguments.diff))
+        missing = left_out(file.read_bytes().decode())
     except (OSError, UnicodeDecodeError, RegistrationError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    file = Path(arguments.folder) / TASKS_FILE
     if arguments.diff:
         print(diff, end="")
     elif arguments.check:
         print(f"{file}: {'would change' if diff else 'nothing to do'}")
     else:
         print(f"{file}: {('reverted' if arguments.revert else 'patched') if diff else 'nothing to do'}")
+    if missing and diff and not arguments.revert:
+        blocks = "; ".join(f"{name} (no {like})" for name, like in missing.items())
+        print(f"left out, for this release lacks what they are like: {blocks}", file=sys.stderr)
     return int(arguments.check and bool(diff))
+
+
+def _as_flags(words: Sequence[str]) -> list[str]:
+    """Turn `check=1` into `--check`, and leave `check=0` out."""
+    flags = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name in OPTIONS):
+            flags.append(word)
+        elif value.lower() in ("1", "true"):
+            flags.append(f"--{name}")
+        elif value.lower() not in ("0", "false"):
+            flags.append(f"--{word}")  # for argparse to refuse
+    return flags
