@@ -117,6 +117,14 @@ def _run_cell(cell: Cell, torch: str, environments: Environments, python: Path, 
         "plain": plain,
     }
     result |= phase("register", "register") | phase("build", "build")
+    copy = home / "fork"
+    shutil.copytree(site / "ultralytics", copy / "ultralytics")
+    patch = [str(python), "-m", "yolo_dcnv4.cli", "patch", str(copy)]
+    done = subprocess.run(patch, env=os.environ | variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        result["fork"] = {"error": done.stderr.strip()}
+    else:
+        result |= phase("fork", "fork", PYTHONPATH=os.pathsep.join((str(copy), variables["PYTHONPATH"])), **off)
     result["dcnv4"] = {family: lifetime(f"dcnv4-{family}", OURS.format(family)) for family in tried}
     return result
 

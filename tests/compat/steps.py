@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -189,11 +190,32 @@ def reload(report: Report, folder: Path, data: str, model_yaml: str) -> None:
             torch.testing.assert_close(predictions(exported(x)), wanted, rtol=1e-3, atol=1e-2)
 
 
+def fork(report: Report, folder: Path, data: str) -> None:
+    """Train with a patched copy of ultralytics and without the hook."""
+    import yolo_dcnv4.locate
+    from yolo_dcnv4.registry import registered, unregister
+
+    with report.step("fork") as result:
+        assert Path(ultralytics.__file__).is_relative_to(folder), f"{ultralytics.__file__} is not the patched copy"
+        # the copy imports the blocks, which register themselves
+        unregister()
+        model_yaml = folder / "yolov8n-dcnv4-full.yaml"
+        shutil.copy(yolo_dcnv4.locate.data_folder("model_yamls") / "yolov8-dcnv4-full.yaml", model_yaml)
+        model = YOLO(model_yaml)
+        result["blocks"] = sum(type(layer).__name__ == "C2f_DCNv4" for layer in model.model.model)
+        assert result["blocks"] == 8 and not registered()
+        model.train(data=data, epochs=1, batch=4, project=str(folder), name="train", **QUIET)
+        assert torch.isfinite(torch.tensor(output_of(YOLO(folder / "train" / "weights" / "best.pt")))).all()
+        assert not registered()
+
+
 def main(phase: str, folder: str, data: str, *model: str) -> None:
     """Run a phase."""
     report = Report(Path(folder) / f"{phase}.json")
     if phase in ("train", "reload"):
         {"train": train, "reload": reload}[phase](report, Path(folder), data, *model)
+    elif phase == "fork":
+        fork(report, Path(folder), data)
     else:
         {"register": register, "build": build}[phase](report)
 

@@ -12,7 +12,7 @@ from tests.compat.runner import RESULTS, number_of
 PAGE = RESULTS.parents[1] / "compatibility.md"
 BEGIN, END = "<!-- matrix begin: python -m tests.compat -->", "<!-- matrix end -->"
 STEPS = ("train", "val", "predict", "reload", "export")
-HEADER = ("ultralytics", "torch", "plain YOLO", "register", "YAMLs built", *STEPS)
+HEADER = ("ultralytics", "torch", "plain YOLO", "register", "YAMLs built", *STEPS, "patched fork")
 
 
 def passes(cell: dict[str, Any]) -> bool:
@@ -41,7 +41,8 @@ def row(cell: dict[str, Any]) -> list[str]:
     for step in STEPS:
         error = _first_error(cell["dcnv4"], step)
         words.append("ok" if not error else "as plain" if plain[step] else "fails")
-    return words
+    fork = cell["fork"]["error"]
+    return [*words, "ok" if not fork else "as plain" if plain["train"] else "fails"]
 
 
 def _built(build: dict[str, Any]) -> str:
@@ -63,7 +64,8 @@ def _first_error(models: dict[str, Any], step: str) -> str | None:
 
 def _errors(cell: dict[str, Any]) -> list[str]:
     """Return what went wrong with this package's models, whosever fault it is."""
-    errors = [f"{phase}: {cell[phase]['error']}" for phase in ("register", "build") if cell[phase]["error"]]
+    phases = ("register", "build", "fork")
+    errors = [f"{phase}: {cell[phase]['error']}" for phase in phases if cell[phase]["error"]]
     return errors + _own(cell["dcnv4"], "DCNv4 ")
 
 
