@@ -103,11 +103,11 @@ def matrix(results: dict[str, Any]) -> str:
         lines += ["", "What failed:", "", *why]
     dates = sorted({cell["date"] for cell in cells})
     pythons = sorted({cell["python"] for cell in cells})
-    commits = sorted({cell["commit"] for cell in cells})
+    trees = sorted({cell["tree"] for cell in cells})
     lines += [
         "",
         f"Run on {' to '.join(dict.fromkeys((dates[0], dates[-1])))} with Python {', '.join(pythons)} on a CPU, "
-        f"commit {', '.join(commits)}; every version and reason stands in "
+        f"tree {', '.join(trees)} of yolo_dcnv4/ (`git rev-parse HEAD:yolo_dcnv4`); every version and reason stands in "
         f"[results/{RESULTS.name}](results/{RESULTS.name}).",
     ]
     return "\n".join(lines)

@@ -99,14 +99,11 @@ class _Hook:
         original = getattr(self.tasks, "guess_model_task", None)
         if original is None:
             return
-        ours = task_names.with_tasks_of_likes(original, self.like_of)
+        # a module may import ours now and keep it for good: it must ask for what is registered then
+        ours = task_names.with_tasks_of_likes(original, _stock_name_now)
         for module in (self.tasks, *map(sys.modules.get, ("ultralytics.nn", "ultralytics.engine.model"))):
             if module is not None and vars(module).get("guess_model_task") is original:
                 self.replace(module, "guess_model_task", ours)
-
-    def like_of(self, name: str) -> str | None:
-        """Return the module of ultralytics that a registered name is like, following likes of likes."""
-        return _stock_name(name, self.registrations)
 
     def explain(self, error: BaseException) -> str:
         """Return what an error in parse_model has to do with a registered class, empty for nothing."""
@@ -120,7 +117,7 @@ class _Hook:
         entry = self.registrations.get(getattr(cls, "__name__", ""))
         if entry is None or entry.cls is not cls or not isinstance(row, int) or not isinstance(passed, list):
             return ""
-        return arguments.described(entry.cls, self.class_of(self.like_of(cls.__name__)), row, passed)
+        return arguments.described(entry.cls, self.class_of(_stock_name(cls.__name__, self.registrations)), row, passed)
 
     def class_of(self, like: str | None) -> type[nn.Module] | None:
         """Return the class of ultralytics or torch by that name, as parse_model sees it."""
@@ -256,6 +253,10 @@ def _stock_name(name: str, registrations: dict[str, Registration]) -> str | None
             break
         like = name = registrations[name].like or ""
     return like or None
+
+
+def _stock_name_now(name: str) -> str | None:
+    return _stock_name(name, registered())
 
 
 def _check_name(cls: type[nn.Module], hook: _Hook, kept: dict[str, Registration]) -> None:
