@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from ultralytics.nn import modules
 from ultralytics.nn.modules import C2f, Classify, Conv, Detect, Segment
 from ultralytics.utils import YAML
 
+from yolo_dcnv4.demo_data import write_demo_data
 from yolo_dcnv4.registry import register_module, registered, unregister
 
 LIKES = ("C2f", "C3k2", "Conv", "Bottleneck", "SPPF", "Concat", "Detect", "Segment", "Pose", "OBB", "Classify")
@@ -195,3 +198,28 @@ def test_pack_classes_pass_the_check():
     from yolo_dcnv4.registry import arguments
 
     arguments.check(C2f_DCNv4, C2f)
+
+
+@pytest.mark.slow
+def test_files_of_the_how_to(python, tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "plug-in.md"
+    files = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert [name for name, _ in files] == ["own_blocks.py", "yolov8n-own.yaml", "train.py"]
+    for name, text in files:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    data = write_demo_data(tmp_path / "data", train=8, val=4, imgsz=64)
+    out = python("train.py", str(data), str(tmp_path), cwd=tmp_path)
+    assert "GatedC2f detect" in out.splitlines()
+    (weights,) = tmp_path.rglob("best.pt")
+    # what the page says of restricted loading and of export
+    code = (
+        "import sys, torch, own_blocks\nfrom ultralytics import YOLO\nmodel = YOLO(sys.argv[1])\n"
+        "names = {type(m).__name__ for m in model.model.modules()}\n"
+        "exported = torch.jit.load(model.export(format='torchscript', imgsz=64, device='cpu'))\n"
+        "x = torch.rand(1, 3, 64, 64)\nwanted = model.model.float().eval()(x)\n"
+        "wanted = wanted[0] if isinstance(wanted, (tuple, list)) else wanted\n"
+        "torch.testing.assert_close(exported(x), wanted, rtol=1e-3, atol=1e-2)\nprint('holds', *names)"
+    )
+    out = python("-c", code, str(weights), cwd=tmp_path, ULTRALYTICS_SAFE_LOAD="1")
+    (names,) = re.findall(r"^holds (.*)$", out, re.MULTILINE)
+    assert {"GatedC2f", "SmoothHead", "SpatialGate"} <= set(names.split())
