@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,7 @@ def test_two_processes_have_the_gradients_of_one(run, tmp_path: Path):
 
 # ultralytics' own launcher, which starts torch.distributed.run on a file it writes; it takes GPUs for granted
 GLOO_TRAINER = """
+import os
 import own_blocks
 import torch
 import torch.distributed as dist
@@ -76,7 +79,7 @@ from yolo_dcnv4.registry import registered
 class GlooTrainer(DetectionTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.world_size, self.ddp = 2, LOCAL_RANK == -1
+        self.world_size, self.ddp = int(os.environ.get("WORLD_SIZE", 2)), LOCAL_RANK == -1
 
     def _setup_ddp(self):
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
@@ -92,29 +95,57 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from gloo_trainer import GlooTrainer
 from ultralytics import YOLO
-YOLO(sys.argv[3]).train(
-    trainer=GlooTrainer, data=sys.argv[2], epochs=2, imgsz=64, batch=4, workers=0, plots=False, device="cpu",
-    project=sys.argv[1], name="train"
-)
+if __name__ == "__main__":
+    YOLO(sys.argv[3]).train(
+        trainer=GlooTrainer, data=sys.argv[2], epochs=2, imgsz=64, batch=4, workers=0, plots=False, device="cpu",
+        project=sys.argv[1], name="train"
+    )
 """
 NAMES = "import sys; from ultralytics import YOLO; print(*[type(m).__name__ for m in YOLO(sys.argv[1]).model.model])"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+gloo_trainer = pytest.mark.skipif(
     "self.ddp" not in Path(trainer.__file__).read_text(encoding="utf-8"),
     reason="this ultralytics keeps its launcher where a trainer of one's own cannot reach it",
 )
-def test_launcher_of_ultralytics_with_two_workers(run, data: Path, own_model: Path, tmp_path: Path):
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
     (tmp_path / "gloo_trainer.py").write_text(GLOO_TRAINER)
     (tmp_path / "train.py").write_text(TRAIN)
-    out = run(str(tmp_path / "train.py"), str(tmp_path), str(data), str(own_model))
+    return tmp_path / "train.py"
+
+
+def assert_both_have_trained(out: str, run, folder: Path) -> None:
     for rank in range(2):
         (known,) = re.findall(rf"worker {rank} knows (.*)", out)
         assert set(known.split()) == {*PACK, "OwnC2f"}
-    assert len((tmp_path / "train" / "results.csv").read_text().strip().splitlines()) == 3
-    names = run("-c", NAMES, str(tmp_path / "train" / "weights" / "best.pt"), PYTHONPATH=str(tmp_path)).split()
+    assert len((folder / "train" / "results.csv").read_text().strip().splitlines()) == 3
+    names = run("-c", NAMES, str(folder / "train" / "weights" / "best.pt"), PYTHONPATH=str(folder)).split()
     assert names.count("C2f_DCNv4") == 3 and names.count("OwnC2f") == 4
+
+
+@pytest.mark.slow
+@gloo_trainer
+def test_launcher_of_ultralytics_with_two_workers(run, data: Path, own_model: Path, script: Path):
+    out = run(str(script), str(script.parent), str(data), str(own_model))
+    assert_both_have_trained(out, run, script.parent)
+
+
+@pytest.mark.slow
+@gloo_trainer
+def test_two_nodes_on_one_machine(run, data: Path, own_model: Path, script: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}")
+    command = ("-m", "torch.distributed.run", *words)
+    arguments = (str(script), str(script.parent), str(data), str(own_model))
+    with ThreadPoolExecutor() as pool:
+        nodes = [pool.submit(run, *command, f"--node_rank={node}", *arguments) for node in range(2)]
+        out = "\n".join(node.result() for node in nodes)
+    assert_both_have_trained(out, run, script.parent)
 
 
 @pytest.mark.gpu
