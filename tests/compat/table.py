@@ -22,8 +22,9 @@ def passes(cell: dict[str, Any]) -> bool:
 
 def oldest_that_passes(cells: list[dict[str, Any]]) -> str:
     """Return the oldest ultralytics that passes with every torch it was run with."""
-    versions = {cell["ultralytics"] for cell in cells}
-    good = [v for v in versions if all(passes(c) for c in cells if c["ultralytics"] == v and not c["environment"])]
+    unaided = [cell for cell in cells if not cell["environment"]]
+    failed = {cell["ultralytics"] for cell in unaided if not passes(cell)}
+    good = {cell["ultralytics"] for cell in unaided} - failed
     return min(good, key=number_of)
 
 

@@ -129,7 +129,8 @@ def assert_both_have_trained(out: str, run, folder: Path) -> None:
 @pytest.mark.slow
 @gloo_trainer
 def test_launcher_of_ultralytics_with_two_workers(run, data: Path, own_model: Path, script: Path):
-    out = run(str(script), str(script.parent), str(data), str(own_model))
+    # up to 8.4.120 workers import the trainer by its name
+    out = run(str(script), str(script.parent), str(data), str(own_model), PYTHONPATH=str(script.parent))
     assert_both_have_trained(out, run, script.parent)
 
 
