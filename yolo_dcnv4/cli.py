@@ -29,6 +29,8 @@ yolo-dcnv4 COMMAND [key=value ...]
   visualize  model=best.pt source=picture.jpg [layer=4] [points=x1,y1,x2,y2,...] [group=0] [imgsz=640] [device=cpu|0]
              [out=visualize]
              pictures of where DCNv4 layers sample: for the points, else for what is detected
+  patch      DIR [check=1] [diff=1] [revert=1]
+             write the blocks into the source checkout of ultralytics in DIR, for a fork
   help       show this
   version    show the version
 
@@ -221,6 +223,12 @@ def _visualize(words: Sequence[str]) -> int:
     return DONE
 
 
+def _patch(words: Sequence[str]) -> int:
+    from yolo_dcnv4.registry.checkout import main
+
+    return main(words, program="yolo-dcnv4 patch")
+
+
 def _help(words: Sequence[str]) -> int:
     print(USAGE, end="")
     return DONE
@@ -264,6 +272,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": _doctor,
     "bench": _bench,
     "visualize": _visualize,
+    "patch": _patch,
     "help": _help,
     "version": _version,
     **{mode: _hand_on(mode) for mode in HANDED_ON},

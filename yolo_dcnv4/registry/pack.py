@@ -17,5 +17,5 @@ HOMES = {
     "Bottleneck_DCNv4": "block",
     "C2f_DCNv4": "block",
     "C3_DCNv4": "block",
-    "C3k2_DCNv4": "block",
+    "C3k2_DCNv4": "c3k2",
 }
