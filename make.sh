@@ -83,7 +83,6 @@ build_if_possible() {
 }
 
 run_tests() {
-  set_up yolo test
   # without a GPU too: a broken CUDA source shall not go unseen
   build_if_possible cuda=try arch="${YOLO_DCNV4_ARCHS:-quick}"
   "$python" -m pytest "$@"
@@ -110,8 +109,14 @@ case $command in
     build_if_possible || echo "going on with the PyTorch backend" >&2
     "$python" examples/demo.py "$@"
     ;;
-  test) run_tests -m 'not slow' "$@" ;;
-  test-full) run_tests "$@" ;;
+  test)
+    set_up yolo test export
+    run_tests -m 'not slow' "$@"
+    ;;
+  test-full)
+    set_up yolo test export openvino
+    run_tests "$@"
+    ;;
   build)
     set_up
     "$python" -m yolo_dcnv4.build force=1 "$@"

@@ -1,76 +1,167 @@
-"""Write the tables of README.md anew, from the models themselves: `python docs/tables.py [check=1]`.
+"""Write the tables of README.md and docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
 
-With check=1 nothing is written, and the exit status is 1 where a table is stale.
+With check=1 nothing is written, and the exit status is 1 where a table is stale. Takes a few minutes.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolo_dcnv4 import compare
+from yolo_dcnv4 import compare, write_variant
+from yolo_dcnv4.variant import PLACES
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- models begin: python docs/tables.py -->", "<!-- models end -->"
+ROOT = Path(__file__).resolve().parents[1]
 SCALES = "nsmlx"
+# what the README shows; docs/models.md has all
 MODELS = {
     "yolov8{}.yaml": "for comparison",
     "yolov8{}-dcnv4-backbone.yaml": "the backbone's C2f from P3 on (layers 4, 6, 8)",
     "yolov8{}-dcnv4-neck.yaml": "the neck's C2f (layers 12, 15, 18, 21)",
     "yolov8{}-dcnv4-full.yaml": "all eight C2f",
     "yolov8{}-dcnv4-conv.yaml": "the strided Conv before P3, P4, P5 (layers 3, 5, 7)",
+    "yolo11{}-dcnv4-backbone.yaml": "the backbone's C3k2 from P3 on (layers 4, 6, 8)",
+    "yolo26{}-dcnv4-backbone.yaml": "the backbone's C3k2 from P3 on (layers 4, 6, 8)",
+    "yolo12{}-dcnv4-backbone.yaml": "the backbone's C3k2 at P3 (layer 4); attention stays",
+    "yolov10{}-dcnv4-backbone.yaml": "the backbone's C2f from P3 on (n: layers 4, 6, 8; s, m, l: 4, 6; x: 4)",
+    "yolov5{}-dcnv4-backbone.yaml": "the backbone's C3 from P3 on (layers 4, 6, 8)",
+    "yolov8{}-rtdetr-dcnv4-backbone.yaml": "the backbone's C2f from P3 on (layers 4, 6, 8)",
+}
+TASKS = ("", "-seg", "-pose", "-obb", "-cls")
+# title -> stems of the plain models, and the scales
+FAMILIES = {
+    "YOLOv8": ([f"yolov8{{}}{task}" for task in TASKS], SCALES),
+    "YOLO11": ([f"yolo11{{}}{task}" for task in TASKS], SCALES),
+    "YOLO26": ([f"yolo26{{}}{task}" for task in TASKS], SCALES),
+    "YOLO12": (["yolo12{}"], SCALES),
+    "YOLOv10": (["yolov10{}"], "nsmblx"),
+    "YOLOv5": (["yolov5{}"], SCALES),
+    "RT-DETR": (["yolov8{}-rtdetr"], SCALES),
 }
 
 
+@functools.cache
+def cell(model: str) -> str:
+    """Return parameters in millions and GFLOPs at 640 px of one model."""
+    (cost,) = compare([model], verbose=False)
+    return f"{cost.parameters / 1e6:.2f} M, {cost.gflops:.1f}"
+
+
 def cells(scale: str, models: Sequence[str] = tuple(MODELS)) -> list[str]:
-    """Return one column of the table: parameters in millions and GFLOPs at 640 px, per model.
+    """Return one column of a table.
 
     Args:
-        scale: One of n, s, m, l, x.
+        scale: One of n, s, m, b, l, x.
         models: Names with a place for the scale.
     """
-    costs = compare([model.format(scale) for model in models], verbose=False)
-    return [f"{cost.parameters / 1e6:.2f} M, {cost.gflops:.1f}" for cost in costs]
+    return [cell(model.format(scale)) for model in models]
 
 
-def models_table() -> str:
-    """Return the table of models by scales."""
-    columns = [cells(scale) for scale in SCALES]
+def table(places: dict[str, str], scales: str) -> str:
+    """Return a table of models by scales.
+
+    Args:
+        places: Names with a place for the scale -> where DCNv4 is.
+        scales: The scales.
+    """
+    columns = [cells(scale, tuple(places)) for scale in scales]
     lines = [
-        f"| model YAML (n to x in place of {{}}) | DCNv4 in | {' | '.join(SCALES)} |",
-        f"| --- | --- |{' ---: |' * len(SCALES)}",
+        f"| model YAML (n to x in place of {{}}) | DCNv4 in | {' | '.join(scales)} |",
+        f"| --- | --- |{' ---: |' * len(scales)}",
     ]
-    for row, (name, place) in enumerate(MODELS.items()):
+    for row, (name, place) in enumerate(places.items()):
         lines.append(f"| `{name}` | {place} | {' | '.join(column[row] for column in columns)} |")
     return "\n".join(lines)
 
 
-def with_table(text: str, table: str) -> str:
-    """Return the README's text with the table between its markers.
+def shipped_places(stem: str, scales: str) -> dict[str, str]:
+    """Map a plain model and the shipped variants of it to where DCNv4 is, as the files say on top."""
+    places = {f"{stem}.yaml": "-"}
+    for variant in (*PLACES, "conv"):
+        name = f"{stem}-dcnv4-{variant}.yaml"
+        layers: dict[str, list[str]] = {}
+        for scale in scales:
+            files = (ROOT / "model_yamls" / name.format(letter) for letter in ("", scale))
+            if file := next((file for file in files if file.is_file()), None):
+                with file.open(encoding="utf-8") as lines:
+                    layers.setdefault(next(lines).partition(" with ")[2].strip(), []).append(scale)
+        if layers:
+            every = len(layers) == 1
+            places[name] = "; ".join(text if every else f"{', '.join(at)}: {text}" for text, at in layers.items())
+    return places
+
+
+def shipped_tables() -> str:
+    """Return a table per family of all shipped models."""
+    parts = []
+    for title, (stems, scales) in FAMILIES.items():
+        places: dict[str, str] = {}
+        for stem in stems:
+            places |= shipped_places(stem, scales)
+        parts.append(f"### {title}\n\n{table(places, scales)}")
+    return "\n\n".join(parts)
+
+
+def ultralytics_table() -> str:
+    """Return what `yolo-dcnv4 variant` makes of each model YAML of the installed ultralytics, equal ones together."""
+    from ultralytics.nn import tasks
+
+    models = sorted(file.name for file in (Path(tasks.__file__).parents[1] / "cfg" / "models").rglob("*.yaml"))
+    rows: dict[tuple[str, ...], list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            row = []
+            for where in PLACES:
+                try:
+                    variant = write_variant(model, where, Path(folder) / f"{where}-{model}")
+                    row.append(variant.summary)
+                except ValueError as refusal:
+                    there = str(refusal).partition(", only ")[2].partition(";")[0]
+                    row.append(f"refused, has only {there}")
+            if row[-1].startswith("refused"):
+                row[:-1] = ["refused"] * len(row[:-1])
+            rows.setdefault(tuple(row), []).append(f"`{model}`")
+    lines = [f"| model YAML | {' | '.join(PLACES)} |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items())])
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """Return a document with a table between its markers.
 
     Raises:
         ValueError: The markers are missing.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{README.name} must hold the lines {BEGIN!r} and {END!r} once each")
-    return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+    begin, end = f"<!-- {name} begin: python docs/tables.py -->", f"<!-- {name} end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the document must hold the lines {begin!r} and {end!r} once each")
+    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write or check the README."""
+    """Write or check the documents."""
     if list(arguments) not in ([], ["check=1"]):
         print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
         return 2
-    text = README.read_text(encoding="utf-8")
-    fresh = with_table(text, models_table())
-    if not arguments:
-        README.write_text(fresh, encoding="utf-8")
-    elif text != fresh:
-        print("the table of README.md is stale; run python docs/tables.py", file=sys.stderr)
-        return 1
-    return 0
+    documents = {
+        "README.md": {"models": lambda: table(MODELS, SCALES)},
+        "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
+    }
+    stale = []
+    for name, tables in documents.items():
+        text = fresh = (ROOT / name).read_text(encoding="utf-8")
+        for part, make in tables.items():
+            fresh = with_table(fresh, part, make())
+        if not arguments:
+            (ROOT / name).write_text(fresh, encoding="utf-8")
+        elif text != fresh:
+            stale.append(name)
+    if stale:
+        print(f"stale tables in {', '.join(stale)}; run python docs/tables.py", file=sys.stderr)
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -133,6 +133,15 @@ def test_mistakes_of_the_user_are_told_in_a_line(
     assert message in capsys.readouterr().err
 
 
+def test_package_that_does_not_import_leads_to_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "ultralytics.cfg", None)
+    assert main(["compare", "models=yolov8n.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert "ultralytics.cfg" in told and "`yolo-dcnv4 doctor` says what mends it" in told and "Traceback" not in told
+
+
 def test_hands_modes_on_to_ultralytics(tmp_path: Path):
     Image.new("RGB", (64, 64)).save(tmp_path / "picture with spaces.png")
     command = [sys.executable, "-m", "yolo_dcnv4.cli", "predict", "model=yolov8n-dcnv4-backbone.yaml"]

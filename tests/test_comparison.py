@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from ultralytics import YOLO
 from ultralytics.nn.modules import Detect
 from ultralytics.utils.torch_utils import get_flops
 
 import yolo_dcnv4
+from yolo_dcnv4 import comparison_figure
+from yolo_dcnv4.cli import main
 from yolo_dcnv4.comparison import ModelCost
 from yolo_dcnv4.locate import data_folder
 from yolo_dcnv4.modules import DCNv4Core
@@ -177,3 +180,92 @@ def test_model_that_cannot_be_built_is_named(tmp_path: Path):
 def test_wrong_arguments_are_refused(arguments: dict, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         yolo_dcnv4.compare(**arguments, verbose=False)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved; latency takes no time."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, file: (figures.append(self), save(self, file))[1])
+    monkeypatch.setattr(comparison_figure, "run_seconds", lambda fn, device, seconds: fn() and [0.012])
+    return figures
+
+
+def bars(figure: Figure) -> dict[str, list[float]]:
+    return {axis.get_title(): [bar.get_width() for bar in axis.patches] for axis in figure.axes}
+
+
+def write_results(folder: Path, header: str, *rows: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.csv").write_text("\n".join((header, *rows, "")), encoding="utf-8")
+    return folder / "results.csv"
+
+
+def test_figure_shows_the_figures(drawn: list[Figure], costs: list[ModelCost], tmp_path: Path):
+    # as older releases write it
+    padded = write_results(
+        tmp_path / "run", "  epoch,  metrics/mAP50(B),  metrics/mAP50-95(B)", "1, 0.9, 0.25", "2, 1, 0.5"
+    )
+    file = tmp_path / "deep" / "figure.png"
+    yolo_dcnv4.compare([PLAIN, BACKBONE], imgsz=64, verbose=False, plot=file, results=[None, padded.parent])
+    assert file.read_bytes().startswith(b"\x89PNG")
+    shown = bars(drawn[0])
+    assert shown["parameters, millions"] == [cost.parameters / 1e6 for cost in costs]
+    assert shown["GFLOPs at 64 x 64"] == [cost.gflops for cost in costs]
+    (latency,) = [values for title, values in shown.items() if title.startswith("latency, ms")]
+    assert latency == pytest.approx([12, 12])
+    assert shown["mAP50-95, best epoch"] == [0, 0.5]
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == [PLAIN, BACKBONE]
+
+
+def test_figure_finds_the_results_beside_a_checkpoint(drawn: list[Figure], tmp_path: Path):
+    checkpoint = tmp_path / "train" / "weights" / "best.pt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"model": YOLO(BACKBONE).model}, checkpoint)
+    yolo_dcnv4.compare([PLAIN, checkpoint], imgsz=64, verbose=False, plot=tmp_path / "without.png")
+    write_results(tmp_path / "train", "epoch,metrics/mAP50-95(B)", "1,0.125", "2,0.0625")
+    yolo_dcnv4.compare([PLAIN, checkpoint], imgsz=64, verbose=False, plot=tmp_path / "with.png")
+    assert "mAP50-95, best epoch" not in bars(drawn[0])
+    assert bars(drawn[1])["mAP50-95, best epoch"] == [0, 0.125]
+
+
+def test_figure_tells_models_of_one_name_apart(drawn: list[Figure], tmp_path: Path):
+    paths = [tmp_path / folder / "yolov8n-mine.yaml" for folder in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes((data_folder("model_yamls") / "yolov8-dcnv4-neck.yaml").read_bytes())
+    yolo_dcnv4.compare(paths, imgsz=64, verbose=False, plot=tmp_path / "figure.png")
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == [str(path) for path in paths]
+
+
+def test_command_draws_a_figure(
+    drawn: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    results = write_results(tmp_path, "epoch,metrics/mAP50-95(B)", "1,0.75")
+    words = ["compare", f"models={PLAIN},{BACKBONE}", "imgsz=64"]
+    assert main([*words, "plot=1", f"results=,{results}"]) == 0
+    assert "drawn to compare.png" in capsys.readouterr().out and (tmp_path / "compare.png").is_file()
+    assert bars(drawn[0])["mAP50-95, best epoch"] == [0, 0.75]
+    assert main([*words, "plot=False"]) == 0
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (["a.csv"], r"results must be a list with an entry for each of the 2 models, got \['a\.csv'\]"),
+        ("a.csv", "results must be a list with an entry for each"),
+        (["nowhere.csv", None], "results: nowhere.csv does not exist"),
+        (["{empty}", None], "holds no metrics/mAP50-95 of any epoch"),
+    ],
+    ids=["too few", "text", "missing", "empty"],
+)
+def test_results_that_do_not_fit(results, message: str, drawn: list[Figure], tmp_path: Path):
+    empty = write_results(tmp_path, "epoch,metrics/mAP50-95(B)")
+    if isinstance(results, list):
+        results = [entry and entry.format(empty=empty) for entry in results]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        yolo_dcnv4.compare([PLAIN, BACKBONE], imgsz=64, verbose=False, plot=tmp_path / "x.png", results=results)
+    assert not drawn

@@ -15,12 +15,14 @@ _HOMES = {
     "DCNv4Conv": "yolo_dcnv4.modules",
     "Bottleneck_DCNv4": "yolo_dcnv4.modules",
     "C2f_DCNv4": "yolo_dcnv4.modules",
+    "C3_DCNv4": "yolo_dcnv4.modules",
     "C3k_DCNv4": "yolo_dcnv4.modules",
     "C3k2_DCNv4": "yolo_dcnv4.modules",
     "register": "yolo_dcnv4.registry",
     "register_module": "yolo_dcnv4.registry",
     "unregister": "yolo_dcnv4.registry",
     "compare": "yolo_dcnv4.comparison",
+    "write_variant": "yolo_dcnv4.variant",
 }
 _SUBMODULES = ("modules", "ops", "registry")
 

@@ -12,12 +12,25 @@ from typing import Any
 USAGE = """\
 yolo-dcnv4 COMMAND [key=value ...]
 
-  compare    models=a.yaml,b.yaml,... [imgsz=640] [format=md|csv|json] [out=FILE]
-             layers, parameters, gradients and GFLOPs, and their difference to the first model
+  compare    models=a.yaml,b.yaml,... [imgsz=640] [format=md|csv|json] [out=FILE] [plot=1|FILE.png] [results=a.csv,...]
+             layers, parameters, gradients and GFLOPs, and their difference to the first model; plot= adds a figure
+             with latency and mAP
   demo-data  out=DIR [train=160] [val=40] [imgsz=128] [seed=0]
              write a generated detection data set of circles, squares and triangles
+  variant    model=FILE.yaml where=backbone|neck|full|4,6,8 [out=FILE] [layout=keep|plain]
+             write any model YAML, bare name or path, with DCNv4 in place of the layers named
   build      [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide] [jobs=N] [verbose=1] [force=1]
              build the compiled operator
+  doctor     [format=text|json]
+             versions, backends, registration and a self-test, and how to mend what is wrong; status 1 for a problem
+  bench      model=best.pt [plain=yolov8n.yaml] [imgsz=640] [batch=1] [device=cpu|0] [half=1]
+             [format=md|json] [out=FILE]
+             latency of a model and of its DCNv4 layers, against the same model without them
+  visualize  model=best.pt source=picture.jpg [layer=4] [points=x1,y1,x2,y2,...] [group=0] [imgsz=640] [device=cpu|0]
+             [out=visualize]
+             pictures of where DCNv4 layers sample: for the points, else for what is detected
+  patch      DIR [check=1] [diff=1] [revert=1]
+             write the blocks into the source checkout of ultralytics in DIR, for a fork
   help       show this
   version    show the version
 
@@ -65,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in HANDED_ON:
             raise
         return _report(error, MISUSED if isinstance(error, (ValueError, FileNotFoundError)) else FAILED)
+    except ImportError as error:
+        if command in HANDED_ON:
+            raise
+        return _report(RuntimeError(f"{error}; `yolo-dcnv4 doctor` says what mends it"), FAILED)
 
 
 def parse_options(words: Sequence[str], options: dict[str, Option]) -> dict[str, Any]:
@@ -94,8 +111,11 @@ def parse_options(words: Sequence[str], options: dict[str, Option]) -> dict[str,
         # older releases evaluate the text: a folder called `list` must stay a folder
         kind = options[key].kind
         values[key] = text if kind is str else parse_key_value_pair(pair)[1]
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
-            kinds = kind if isinstance(kind, tuple) else (kind,)
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if bool in kinds and values[key] in (0, 1):
+            values[key] = bool(values[key])
+        # True and False are ints
+        if not isinstance(values[key], kinds) or (isinstance(values[key], bool) and bool not in kinds):
             raise UsageError(f"{key} must be {' or '.join(k.__name__ for k in kinds)}, got {text!r}")
     missing = [f"{key}=" for key, option in options.items() if option.required and key not in values]
     if missing:
@@ -104,7 +124,7 @@ def parse_options(words: Sequence[str], options: dict[str, Option]) -> dict[str,
 
 
 def _compare(words: Sequence[str]) -> int:
-    from yolo_dcnv4.comparison import compare
+    from yolo_dcnv4.comparison import PLOT_NAME, compare
 
     options = parse_options(
         words,
@@ -113,12 +133,19 @@ def _compare(words: Sequence[str]) -> int:
             "imgsz": Option((int, list, tuple)),
             "format": Option(str),
             "out": Option(str),
+            "plot": Option((bool, str)),
+            "results": Option(str),
         },
     )
     models = [name.strip() for name in options.pop("models").split(",") if name.strip()]
+    if "results" in options:
+        # a model without results has an empty place: results=,b.csv
+        options["results"] = [name.strip() or None for name in options["results"].split(",")]
     compare(models, **options)
     if "out" in options:
         print(f"written to {options['out']}")
+    if options.get("plot"):
+        print(f"drawn to {PLOT_NAME if options['plot'] is True else options['plot']}")
     return DONE
 
 
@@ -131,10 +158,75 @@ def _demo_data(words: Sequence[str]) -> int:
     return DONE
 
 
+def _variant(words: Sequence[str]) -> int:
+    from yolo_dcnv4.variant import write_variant
+
+    named = Option(str, required=True)
+    options = parse_options(words, {"model": named, "where": named, "out": Option(str), "layout": Option(str)})
+    variant = write_variant(**options)
+    print(f"written to {variant.file}: {variant.base.name} with {variant.summary}")
+    print(f"use it: yolo train model={variant.usage}")
+    return DONE
+
+
 def _build(words: Sequence[str]) -> int:
     from yolo_dcnv4.build.command import run
 
     return run(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from yolo_dcnv4.doctor.command import run
+
+    return run(words)
+
+
+def _bench(words: Sequence[str]) -> int:
+    options = parse_options(
+        words,
+        {
+            "model": Option(str, required=True),
+            "plain": Option(str),
+            "imgsz": Option((int, list, tuple)),
+            "batch": Option(int),
+            "device": Option(str),
+            "half": Option(bool),
+            "format": Option(str),
+            "out": Option(str),
+        },
+    )
+    from yolo_dcnv4.bench import bench
+
+    bench(options.pop("model"), **options)
+    if "out" in options:
+        print(f"written to {options['out']}")
+    return DONE
+
+
+def _visualize(words: Sequence[str]) -> int:
+    options = parse_options(
+        words,
+        {
+            "model": Option(str, required=True),
+            "source": Option(str, required=True),
+            "layer": Option((int, str, list, tuple)),
+            "points": Option((list, tuple)),
+            "group": Option(int),
+            "imgsz": Option((int, list, tuple)),
+            "device": Option(str),
+            "out": Option(str),
+        },
+    )
+    from yolo_dcnv4.visualization import visualize
+
+    visualize(options.pop("model"), options.pop("source"), **options)
+    return DONE
+
+
+def _patch(words: Sequence[str]) -> int:
+    from yolo_dcnv4.registry.checkout import main
+
+    return main(words, program="yolo-dcnv4 patch")
 
 
 def _help(words: Sequence[str]) -> int:
@@ -175,7 +267,12 @@ def _hand_on(mode: str) -> Callable[[Sequence[str]], int]:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": _compare,
     "demo-data": _demo_data,
+    "variant": _variant,
     "build": _build,
+    "doctor": _doctor,
+    "bench": _bench,
+    "visualize": _visualize,
+    "patch": _patch,
     "help": _help,
     "version": _version,
     **{mode: _hand_on(mode) for mode in HANDED_ON},

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from yolo_dcnv4.markdown import markdown_table
+
+PLOT_NAME = "compare.png"
 MODEL_SUFFIXES = (".yaml", ".yml", ".pt")
 
 
@@ -45,6 +48,8 @@ def compare(
     format: str | None = None,
     out: str | Path | None = None,
     verbose: bool = True,
+    plot: bool | str | Path = False,
+    results: Sequence[str | Path | None] | None = None,
 ) -> list[ModelCost]:
     """Compare models with the first one.
 
@@ -54,20 +59,26 @@ def compare(
         format: `"md"`, `"csv"` or `"json"`; `None` goes by the suffix of `out`, and is `"md"` without `out`.
         out: File to write.
         verbose: Print the result: as a table where it is written to `out`, else in `format`.
+        plot: Draw parameters, GFLOPs, the latency here, and mAP where there are results, into a figure: a file, or
+            `True` for `compare.png`.
+        results: For the figure: per model its results.csv or training folder, or `None`; by default the results.csv
+            beside checkpoints.
 
     Returns:
         One entry per model, in the given order.
 
     Raises:
         TypeError: `models` is no sequence of names.
-        ValueError: No models, an unknown suffix or format, or a wrong `imgsz`.
-        FileNotFoundError: A model does not exist.
+        ValueError: No models, an unknown suffix or format, a wrong `imgsz`, or `results` that do not fit.
+        FileNotFoundError: A model or a file of `results` does not exist.
         RuntimeError: A model cannot be built or counted; names the model and the cause.
     """
     names = _model_names(models)
-    size = _image_size(imgsz)
+    size = image_size(imgsz)
     out = None if out is None else Path(out).expanduser()
     format = _output_format(format, out)
+    if results is not None and (isinstance(results, (str, Path)) or len(results) != len(names)):
+        raise ValueError(f"results must be a list with an entry for each of the {len(names)} models, got {results!r}")
     measured = [(name, *_measure(name, size)) for name in names]
     _, _, first_parameters, _, first_gflops = measured[0]
     costs = [
@@ -87,6 +98,12 @@ def compare(
         out.write_text(FORMATS[format](costs), encoding="utf-8")
     if verbose:
         print(FORMATS["md" if out is not None else format](costs), end="")
+    if plot:
+        # matplotlib takes a second to import
+        from yolo_dcnv4.comparison_figure import save_comparison_figure
+
+        file = Path(PLOT_NAME if plot is True else plot).expanduser()
+        save_comparison_figure(file, costs, size, results)
     return costs
 
 
@@ -105,14 +122,7 @@ def to_markdown(costs: Sequence[ModelCost]) -> str:
         )
         for cost in costs
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in (header, *rows)
-    ]
-    lines.insert(1, rule)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(header, rows)
 
 
 def to_csv(costs: Sequence[ModelCost]) -> str:
@@ -144,7 +154,15 @@ def _model_names(models: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _image_size(imgsz: int | Sequence[int]) -> list[int]:
+def image_size(imgsz: int | Sequence[int]) -> list[int]:
+    """Return [height, width] of a picture size as a user gives it.
+
+    Args:
+        imgsz: A side, or (height, width), in pixels.
+
+    Raises:
+        ValueError: It is neither.
+    """
     size = [imgsz, imgsz] if isinstance(imgsz, int) else list(imgsz) if isinstance(imgsz, (list, tuple)) else []
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"imgsz must be a positive integer or a pair (height, width) of them, got {imgsz!r}")
@@ -175,7 +193,7 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
     # registers the blocks with ultralytics and the operator with thop
     import yolo_dcnv4.modules  # noqa: F401
 
-    model = _load(name)
+    model = load_model(name)
     with _quiet():
         layers, parameters, gradients, gflops = model.info(verbose=True, imgsz=size)
     if not gflops:
@@ -183,12 +201,26 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
     return layers, parameters, gradients, gflops
 
 
-def _load(name: str) -> Any:
+def load_model(name: str) -> Any:
+    """Return the model of a YAML or checkpoint as a module; arguments and errors as of `load_yolo`."""
+    return load_yolo(name).model
+
+
+def load_yolo(name: str) -> Any:
+    """Return ultralytics' object for a YAML or checkpoint; this package's blocks must be registered.
+
+    Args:
+        name: Model YAML or checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        RuntimeError: It cannot be built; names the model and the cause.
+    """
     from ultralytics import RTDETR, YOLO
 
     try:
         with _quiet():
-            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name).model
+            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: no such model; {error}") from error
     except Exception as error:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +66,23 @@ def test_build_and_what_makes_it_stale(small: SimpleNamespace):
     assert small.library.read_bytes() != built
     small.description.write_text("{")
     assert library.build(cuda=False).compiled
+
+
+def test_two_builds_at_once_work_one_after_the_other(small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    running: list[Path] = []
+
+    def compile_alone(_ninja: str, work: Path, *_: object) -> None:
+        assert running == []
+        running.append(work)
+        time.sleep(0.2)
+        (work / folders.LIBRARY_NAME).write_bytes(b"library")
+        running.remove(work)
+
+    monkeypatch.setattr(library, "run_ninja", compile_alone)
+    monkeypatch.setattr(library, "_check_loads", lambda *_: None)
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(library.build, cuda=False) for _ in range(2)]
+        assert sorted(result.result().compiled for result in results) == [False, True]
 
 
 def test_failing_compiler_keeps_the_library_and_tells_the_first_error(small: SimpleNamespace, capsys):

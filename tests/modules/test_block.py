@@ -9,11 +9,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from ultralytics.nn.modules.block import Bottleneck, C2f, C3k, C3k2
+from ultralytics.nn.modules.block import C3, Bottleneck, C2f, C3k, C3k2
 from ultralytics.nn.modules.conv import Conv
 from ultralytics.nn.tasks import DetectionModel
 
-from yolo_dcnv4.modules import Bottleneck_DCNv4, C2f_DCNv4, C3k2_DCNv4, C3k_DCNv4, DCNv4, DCNv4Conv
+from yolo_dcnv4.modules import Bottleneck_DCNv4, C2f_DCNv4, C3_DCNv4, C3k2_DCNv4, C3k_DCNv4, DCNv4, DCNv4Conv
 
 PAIRS = [
     pytest.param(Bottleneck_DCNv4, Bottleneck, (32, 32), id="Bottleneck"),
@@ -22,6 +22,8 @@ PAIRS = [
     pytest.param(C2f_DCNv4, C2f, (32, 48), id="C2f"),
     pytest.param(C2f_DCNv4, C2f, (32, 64, 3, True), id="C2f-repeats-shortcut"),
     pytest.param(C2f_DCNv4, C2f, (48, 32, 2, False, 1, 0.25), id="C2f-expansion"),
+    pytest.param(C3_DCNv4, C3, (32, 48), id="C3"),
+    pytest.param(C3_DCNv4, C3, (32, 64, 3, False, 1, 0.25), id="C3-repeats-expansion"),
     pytest.param(C3k_DCNv4, C3k, (32, 48), id="C3k"),
     pytest.param(C3k_DCNv4, C3k, (32, 32, 3, False, 1, 0.5, 5), id="C3k-kernel5"),
     pytest.param(C3k2_DCNv4, C3k2, (32, 48), id="C3k2"),
@@ -32,6 +34,7 @@ PAIRS = [
 BLOCKS = [
     pytest.param(lambda: Bottleneck_DCNv4(16, 16), id="Bottleneck_DCNv4"),
     pytest.param(lambda: C2f_DCNv4(16, 32, 2, True), id="C2f_DCNv4"),
+    pytest.param(lambda: C3_DCNv4(16, 32, 2), id="C3_DCNv4"),
     pytest.param(lambda: C3k_DCNv4(16, 32, 1), id="C3k_DCNv4"),
     pytest.param(lambda: C3k2_DCNv4(16, 32, 1, True), id="C3k2_DCNv4"),
     pytest.param(lambda: DCNv4Conv(16, 32, 3, 2), id="DCNv4Conv"),
@@ -75,7 +78,8 @@ def test_beside_the_original(ours, theirs, arguments):
         assert isinstance(bottleneck.cv2, DCNv4Conv)
         assert bottleneck.add == before.add
         assert bottleneck.cv1.conv.kernel_size == before.cv1.conv.kernel_size
-        assert (bottleneck.cv2.dcn.core.kernel_size,) * 2 == before.cv2.conv.kernel_size
+        window = bottleneck.cv2.dcn.core.window
+        assert (window.kernel_h, window.kernel_w) == before.cv2.conv.kernel_size
         assert bottleneck.cv2.dcn.output_proj.out_features == before.cv2.conv.out_channels
         assert bottleneck.cv2.dcn.channels == before.cv2.conv.in_channels
     # nothing else differs

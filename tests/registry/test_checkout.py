@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import ultralytics.nn.tasks as tasks
 
+from yolo_dcnv4 import cli
+from yolo_dcnv4.registry import checkout as checkout_module
 from yolo_dcnv4.registry.checkout import main, patch_checkout
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
@@ -30,7 +33,7 @@ def test_patch_and_revert(checkout):
     diff = patch_checkout(folder)
     patched = file.read_bytes()
     removed, added = ([line for line in diff.split("\n") if line.startswith(sign)][1:] for sign in "-+")
-    assert len(removed) == 7 and len(added) == 7 + 5
+    assert len(removed) == 9 and len(added) == 9 + 6
     assert all(any(name in line for line in added) for name in PACK)
     compile(patched, file, "exec")
     assert patch_checkout(folder) == "" and file.read_bytes() == patched
@@ -89,6 +92,50 @@ def test_options(checkout, capsys):
     assert main([str(folder), "--check"]) == 0
     assert main([str(folder), "--check", "--revert"]) == 1
     assert main([str(folder), "--revert"]) == 0 and file.read_bytes() == before
+
+
+def test_key_value_style(checkout, capsys):
+    folder, file = checkout
+    before = file.read_bytes()
+    assert cli.main(["patch", str(folder), "check=1"]) == 1
+    assert cli.main(["patch", str(folder), "diff=1", "check=0"]) == 0
+    assert "+from yolo_dcnv4.modules.conv import DCNv4Conv" in capsys.readouterr().out
+    assert file.read_bytes() == before
+    assert cli.main(["patch", str(folder)]) == 0 and file.read_bytes() != before
+    assert cli.main(["patch", str(folder), "revert=True"]) == 0 and file.read_bytes() == before
+    capsys.readouterr()
+    for wrong in (["patch"], ["patch", str(folder), "check=yes"], ["patch", str(folder), "chck=1"]):
+        assert cli.main(wrong) == 2
+        assert "yolo-dcnv4 patch: error:" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_release_without_c3k2(checkout, capsys):
+    folder, file = checkout
+    before = re.sub(r"\bC3k2\b", "C2f", file.read_text())
+    file.write_text(before)
+    assert main([str(folder)]) == 0
+    assert "C3k2_DCNv4 (no C3k2)" in capsys.readouterr().err
+    patched = file.read_text()
+    assert "C2f_DCNv4" in patched and "C3k2" not in patched
+    assert main([str(folder), "--revert"]) == 0 and file.read_text() == before
+
+
+def test_patch_of_an_earlier_version_is_brought_up_to_date(checkout, monkeypatch):
+    folder, file = checkout
+    before = file.read_bytes()
+    earlier = {name: like for name, like in PACK.items() if name != "C2f_DCNv4"}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkout_module, "PACK", earlier)
+        patch_checkout(folder)
+    assert b"C2f_DCNv4" not in file.read_bytes()
+    patch_checkout(folder)
+    updated = file.read_bytes()
+    assert updated.count(b"# blocks of yolo_dcnv4") == 1
+    patch_checkout(folder, revert=True)
+    assert file.read_bytes() == before
+    patch_checkout(folder)
+    assert sorted(updated) == sorted(file.read_bytes())
 
 
 def test_no_checkout(tmp_path, capsys):

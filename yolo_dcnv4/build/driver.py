@@ -43,6 +43,22 @@ def installed_driver() -> Driver | None:
     return Driver(served, tuple(sorted({_capability(cuda, index) for index in range(count.value)})))
 
 
+def driver_release() -> str | None:
+    """Return the release of the NVIDIA driver, such as `580.65.06`; `None` where it does not tell."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
+    release = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        known = nvml.nvmlSystemGetDriverVersion(release, len(release)) == 0
+    finally:
+        nvml.nvmlShutdown()
+    return release.value.decode() if known else None
+
+
 def _capability(cuda: ctypes.CDLL, index: int) -> tuple[int, int]:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     cuda.cuDeviceGet(ctypes.byref(device), index)

@@ -18,6 +18,7 @@ from yolo_dcnv4.build.architectures import QUICK, choose_architectures
 from yolo_dcnv4.build.driver import Driver, installed_driver
 from yolo_dcnv4.build.errors import BuildError, CompileError, NoCompilerError
 from yolo_dcnv4.build.installed_torch import InstalledTorch, require_torch
+from yolo_dcnv4.build.lock import one_at_a_time
 from yolo_dcnv4.build.ninja import first_error, ninja_text, run_ninja
 from yolo_dcnv4.build.plan import Plan, require_sources
 from yolo_dcnv4.build.toolchain import find_host_compiler, find_ninja, require_nvcc
@@ -81,34 +82,34 @@ def build(
         raise BuildError(f"arch={archs} asks for CUDA and cuda=0 for none; leave one of them out")
     if archs and cuda is None:
         cuda = True
-    driver = installed_driver()
-    plan, notes = _make_plan(cuda, archs, driver)
-    output = folders.output_folder() / folders.LIBRARY_NAME
-    installed = _describe(output)
-    only_has_to_compile = archs == QUICK and not (driver and driver.capabilities)
-    if not force and installed and _covers(installed, plan, cuda is False, only_has_to_compile):
-        # a library with a CUDA part needs no word on why this plan has none
-        told = () if installed["cuda"] and not plan.nvcc else tuple(notes)
-        return BuildResult(output, False, time.monotonic() - started, installed, told)
+    with one_at_a_time(folders.work_folder()):
+        driver = installed_driver()
+        plan, notes = _make_plan(cuda, archs, driver)
+        output = folders.output_folder() / folders.LIBRARY_NAME
+        installed = _describe(output)
+        only_has_to_compile = archs == QUICK and not (driver and driver.capabilities)
+        if not force and installed and _covers(installed, plan, cuda is False, only_has_to_compile):
+            # a library with a CUDA part needs no word on why this plan has none
+            told = () if installed["cuda"] and not plan.nvcc else tuple(notes)
+            return BuildResult(output, False, time.monotonic() - started, installed, told)
 
-    work = folders.work_folder()
-    work.mkdir(parents=True, exist_ok=True)
-    log = work / "build.log"
-    text = ninja_text(plan, folders.LIBRARY_NAME)
-    if not (work / "build.ninja").is_file() or (work / "build.ninja").read_text() != text:
-        (work / "build.ninja").write_text(text)
-    run_ninja(find_ninja(), work, jobs or _default_jobs(), log, verbose)
-    _check_loads(work / folders.LIBRARY_NAME, log)
-    description = {
-        "torch": plan.torch.version,
-        "cuda": plan.nvcc.version if plan.nvcc else None,
-        "architectures": [str(architecture) for architecture in plan.architectures],
-        "compiler": plan.compiler.version,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "fingerprint": plan.fingerprint(),
-    }
-    _put_in_place(work / folders.LIBRARY_NAME, output, description)
-    return BuildResult(output, True, time.monotonic() - started, description, tuple(notes))
+        work = folders.work_folder()
+        log = work / "build.log"
+        text = ninja_text(plan, folders.LIBRARY_NAME)
+        if not (work / "build.ninja").is_file() or (work / "build.ninja").read_text() != text:
+            (work / "build.ninja").write_text(text)
+        run_ninja(find_ninja(), work, jobs or _default_jobs(), log, verbose)
+        _check_loads(work / folders.LIBRARY_NAME, log)
+        description = {
+            "torch": plan.torch.version,
+            "cuda": plan.nvcc.version if plan.nvcc else None,
+            "architectures": [str(architecture) for architecture in plan.architectures],
+            "compiler": plan.compiler.version,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "fingerprint": plan.fingerprint(),
+        }
+        _put_in_place(work / folders.LIBRARY_NAME, output, description)
+        return BuildResult(output, True, time.monotonic() - started, description, tuple(notes))
 
 
 def _make_plan(cuda: bool | Literal["try"] | None, archs: str | None, driver: Driver | None) -> tuple[Plan, list[str]]:

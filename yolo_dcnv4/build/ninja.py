@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from yolo_dcnv4.build.errors import CompileError
 from yolo_dcnv4.build.plan import Plan
+from yolo_dcnv4.build.progress import Progress
 
 ERROR = re.compile(r"\berror\b|\bfatal\b|undefined reference|cannot find|not found|No such file", re.IGNORECASE)
+TICK_SECONDS = 1.0
 
 
 def ninja_text(plan: Plan, library: str) -> str:
@@ -32,8 +37,10 @@ def ninja_text(plan: Plan, library: str) -> str:
         f"  command = {compiler} $cxx_flags $extra_flags -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
+        "  description = $out",
         "rule link",
         f"  command = {compiler} $in $link_flags -o $out",
+        "  description = $out",
     ]
     if plan.nvcc:
         lines += [
@@ -42,6 +49,7 @@ def ninja_text(plan: Plan, library: str) -> str:
             f"  command = {_shell([str(plan.nvcc.path)])} $nvcc_flags $extra_flags -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            "  description = $out",
         ]
     for step in plan.compilations:
         lines.append(f"build {_path(step.object)}: {step.compiler} {_path(step.source)}")
@@ -53,32 +61,53 @@ def ninja_text(plan: Plan, library: str) -> str:
 
 
 def run_ninja(ninja: str, folder: Path, jobs: int, log: Path, verbose: bool) -> None:
-    """Run ninja in `folder`, everything it says into `log`.
+    """Run ninja in `folder`, everything it says into `log`, and its status to the screen.
 
     Args:
         ninja: The executable.
         folder: Folder that holds build.ninja.
         jobs: Number of compilers at a time.
         log: File for the output.
-        verbose: Whether the output, with the full commands, also goes to the screen.
+        verbose: Whether the output, with the full commands, goes to the screen in place of the status.
 
     Raises:
         CompileError: A compiler or the linker failed.
     """
     command = [ninja, "-C", str(folder), "-j", str(jobs), *(["-v"] if verbose else [])]
+    # a form that the status can be told by, whatever the caller's environment asks for
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    progress = None if verbose else Progress(sys.stderr)
     with (
         log.open("w") as stream,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
+        for line in _lines(process.stdout, progress):
             stream.write(line)
-            if verbose:
+            if progress is None:
                 sys.stderr.write(line)
+            else:
+                progress.tell(line)
+        if progress is not None:
+            progress.finish()
     if process.returncode:
         raise CompileError(first_error(log.read_text(errors="replace")), log)
+
+
+def _lines(pipe: IO[bytes], progress: Progress | None) -> Iterator[str]:
+    """Yield the lines of a pipe; `progress` ticks while none come."""
+    pending = b""
+    while True:
+        if progress is not None and not select.select([pipe], [], [], TICK_SECONDS)[0]:
+            progress.tick()
+            continue
+        chunk = os.read(pipe.fileno(), 1 << 16)
+        *whole, pending = (pending + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") + "\n" for line in whole)
+        if not chunk:
+            if pending:
+                yield pending.decode(errors="replace")
+            return
 
 
 def first_error(output: str) -> str:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_dcnv4.ops.dcnv4 import dcnv4
+from yolo_dcnv4.ops.export import at_window_centers, is_exporting
 from yolo_dcnv4.ops.packed import dcnv4_packed
+from yolo_dcnv4.ops.sampling_points import SamplingPoints, sampling_points
 from yolo_dcnv4.ops.window import Window
 
 GROUP_WIDTH = 16
@@ -86,6 +88,21 @@ class DCNv4Core(nn.Module):
             )
         return dcnv4(
             value,
+            offset_mask,
+            groups=self.group,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.pad,
+            dilation=self.dilation,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+        )
+
+    def sampling_points(self, value: Tensor, offset_mask: Tensor | None = None) -> SamplingPoints:
+        """Return where `forward` samples for the same inputs, in pixels of `value`, and with which weights."""
+        if offset_mask is None:
+            offset_mask = value[..., -self.entries :]
+        return sampling_points(
             offset_mask,
             groups=self.group,
             kernel_size=self.kernel_size,
@@ -299,6 +316,8 @@ class DCNv4(nn.Module):
             return features
         if out_h < 1 or out_w < 1:
             raise ValueError(f"input of {height} x {width} pixels is too small for {self.core}")
+        if is_exporting():
+            return at_window_centers(features, window)
         device = features.device
         rows = torch.arange(out_h, device=device) * window.stride_h + (window.half_h - window.pad_h)
         columns = torch.arange(out_w, device=device) * window.stride_w + (window.half_w - window.pad_w)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.checks import check_arguments
+from yolo_dcnv4.ops.export import decompose, leaves_decomposed
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
 from yolo_dcnv4.ops.window import Window
@@ -66,6 +67,8 @@ def dcnv4(
     if value.dtype not in DTYPES:
         raise TypeError(f"value and offset_mask must be float64, float32, float16 or bfloat16, got {value.dtype}")
     arguments = (groups, window.to_list(), float(offset_scale), bool(remove_center), bool(softmax))
+    if leaves_decomposed():
+        return decompose(value, offset_mask, *arguments)
     if not has_kernel(value):
         return reference_forward(value, offset_mask, *arguments)
     return dispatch(_DCNV4, dense_rows(value), dense_rows(offset_mask), *arguments)

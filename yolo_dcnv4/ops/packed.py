@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows, dispatch, has_kernel, refuse_double_backward
+from yolo_dcnv4.ops.export import leaves_decomposed
 from yolo_dcnv4.ops.window import Window
 
 _PACKED = torch.ops.yolo_dcnv4.dcnv4_packed.default
@@ -43,7 +44,7 @@ def dcnv4_packed(
         Tensor (N, H, W, C).
     """
     packed = to_autocast_dtype(packed)
-    if not has_kernel(packed):
+    if leaves_decomposed() or not has_kernel(packed):
         return dcnv4(
             packed[..., :channels],
             packed[..., channels:],

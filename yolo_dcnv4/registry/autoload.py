@@ -21,7 +21,7 @@ _warned = False
 def autoload() -> None:
     """See to it that `register()` runs once ultralytics is there; `YOLO_DCNV4_AUTOLOAD=0` turns it off."""
     try:
-        if os.environ.get("YOLO_DCNV4_AUTOLOAD", "1").strip().lower() in ("0", "false", "no", "off"):
+        if is_switched_off():
             return
         if _is_loaded(TASKS):
             _register()
@@ -29,6 +29,11 @@ def autoload() -> None:
             sys.meta_path.insert(0, _Finder())
     except Exception as error:
         _warn(error)
+
+
+def is_switched_off() -> bool:
+    """Return whether the environment asks for no registration by itself."""
+    return os.environ.get("YOLO_DCNV4_AUTOLOAD", "1").strip().lower() in ("0", "false", "no", "off")
 
 
 class _Finder:

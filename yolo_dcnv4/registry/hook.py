@@ -7,6 +7,7 @@ import builtins
 import importlib
 import inspect
 import linecache
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from yolo_dcnv4.registry import children, fusing, safe_load, stride_probe, yaml_names
+from yolo_dcnv4.registry import (
+    arguments,
+    children,
+    export_formats,
+    fusing,
+    safe_load,
+    stride_probe,
+    task_names,
+    transfer,
+    yaml_names,
+)
 from yolo_dcnv4.registry.errors import RegistrationError
 from yolo_dcnv4.registry.pack import PACK
 from yolo_dcnv4.registry.rewrite import SUPPORTED, known_modules, rewrite
@@ -87,9 +98,49 @@ class _Hook:
         base = self.tasks.BaseModel
         self.replace(self.tasks, "check_yaml", yaml_names.with_shipped_yamls(self.tasks.check_yaml))
         self.replace(base, "fuse", fusing.with_fuse_protocol(base.fuse))
+        if hasattr(base, "load"):  # a line in the log less is no reason to refuse a release
+            self.replace(base, "load", transfer.with_fresh_layers_named(base.load, self.is_registered))
+        self.wrap_guess_model_task()
         for cls in list(vars(self.tasks).values()):
             if inspect.isclass(cls) and issubclass(cls, base) and "__init__" in vars(cls):
-                self.replace(cls, "__init__", stride_probe.with_cuda_probe(cls.__init__))
+                init = arguments.explained(cls.__init__, self.explain)
+                self.replace(cls, "__init__", stride_probe.with_cuda_probe(init))
+
+    def wrap_guess_model_task(self) -> None:
+        """Wrap the function wherever it has been imported to."""
+        original = getattr(self.tasks, "guess_model_task", None)
+        if original is None:
+            return
+        # a module may import ours now and keep it for good: it must ask for what is registered then
+        ours = task_names.with_tasks_of_likes(original, _stock_name_now)
+        for module in (self.tasks, *map(sys.modules.get, ("ultralytics.nn", "ultralytics.engine.model"))):
+            if module is not None and vars(module).get("guess_model_task") is original:
+                self.replace(module, "guess_model_task", ours)
+
+    def explain(self, error: BaseException) -> str:
+        """Return what an error in parse_model has to do with a registered class, empty for nothing."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code is not self.code:
+            trace = trace.tb_next
+        if trace is None:
+            return ""
+        values = trace.tb_frame.f_locals
+        cls, row, passed = (values.get(name) for name in ("m", "i", "args"))
+        entry = self.registrations.get(getattr(cls, "__name__", ""))
+        if entry is None or entry.cls is not cls or not isinstance(row, int) or not isinstance(passed, list):
+            return ""
+        return arguments.described(entry.cls, self.class_of(_stock_name(cls.__name__, self.registrations)), row, passed)
+
+    def class_of(self, like: str | None) -> type[nn.Module] | None:
+        """Return the class of ultralytics or torch by that name, as parse_model sees it."""
+        thing: Any = None
+        for number, part in enumerate((like or "").split(".")):
+            thing = self.function.__globals__.get(part) if number == 0 else getattr(thing, part, None)
+        return thing if inspect.isclass(thing) and issubclass(thing, nn.Module) else None
+
+    def is_registered(self, module: nn.Module) -> bool:
+        """Return whether a module is of a registered class."""
+        return isinstance(module, tuple(entry.cls for entry in self.registrations.values()))
 
     def replace(self, owner: Any, name: str, ours: Any) -> None:
         self.replaced.append((owner, name, getattr(owner, name), ours))
@@ -117,15 +168,18 @@ _hook: _Hook | None = None
 def register() -> None:
     """Register this package's blocks with ultralytics; does nothing where that is done already.
 
+    A block is left out where the installed ultralytics does not have the module that it is like.
+
     Raises:
         RegistrationError: ultralytics' `parse_model` has changed beyond recognition, has no source, or knows another
             class by the name of one of the blocks. Nothing is changed then.
     """
     with _lock:
         blocks = importlib.import_module("yolo_dcnv4.modules")
-        _add([(getattr(blocks, name), like) for name, like in PACK.items()])
+        _add([(getattr(blocks, name), like) for name, like in PACK.items() if hasattr(blocks, name)])
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.modules"))
         safe_load.allow(safe_load.classes_of("yolo_dcnv4.ops.window"))
+        export_formats.watch()
 
 
 def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpers: Sequence[type] = ()) -> M:
@@ -145,7 +199,8 @@ def register_module(cls: M, like: str | type[nn.Module] | None = "C2f", *, helpe
         `cls`, so that this serves as a decorator.
 
     Raises:
-        TypeError: `cls` is no subclass of `torch.nn.Module`, or `like` or `helpers` are of a wrong type.
+        TypeError: `cls` is no subclass of `torch.nn.Module`, cannot take the arguments that `like` gets, or is no
+            subclass of the head it is like; or `like` or `helpers` are of a wrong type.
         RegistrationError: ultralytics knows another class by that name, does not know `like`, or has changed beyond
             recognition. Nothing is changed then.
     """
@@ -176,6 +231,7 @@ def unregister() -> None:
             _hook.undo()
             safe_load.withdraw()
             children.withdraw()
+            export_formats.withdraw()
             _hook = None
 
 
@@ -190,6 +246,8 @@ def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) ->
     for cls, like in new:
         _check_name(cls, hook, kept)
         registrations[cls.__name__] = Registration(cls, _name_of(like, hook))
+        if stock := hook.class_of(_stock_name(cls.__name__, registrations)):
+            arguments.check(cls, stock)
     if not fresh and registrations == kept:
         return
     hook.set(registrations)
@@ -203,6 +261,20 @@ def _add(new: Iterable[tuple[type[nn.Module], str | type[nn.Module] | None]]) ->
                 f"Install an ultralytics that is supported ({SUPPORTED})."
             ) from error
         _hook = hook
+
+
+def _stock_name(name: str, registrations: dict[str, Registration]) -> str | None:
+    """Return what a registered name is like in the end, None for nothing; a circle is for `rewrite` to refuse."""
+    like = None
+    for _ in registrations:
+        if name not in registrations:
+            break
+        like = name = registrations[name].like or ""
+    return like or None
+
+
+def _stock_name_now(name: str) -> str | None:
+    return _stock_name(name, registered())
 
 
 def _check_name(cls: type[nn.Module], hook: _Hook, kept: dict[str, Registration]) -> None:

@@ -7,6 +7,7 @@ PACK = {
     "DCNv4Conv": "Conv",
     "Bottleneck_DCNv4": "Bottleneck",
     "C2f_DCNv4": "C2f",
+    "C3_DCNv4": "C3",
     "C3k2_DCNv4": "C3k2",
 }
 
@@ -15,5 +16,6 @@ HOMES = {
     "DCNv4Conv": "conv",
     "Bottleneck_DCNv4": "block",
     "C2f_DCNv4": "block",
-    "C3k2_DCNv4": "block",
+    "C3_DCNv4": "block",
+    "C3k2_DCNv4": "c3k2",
 }

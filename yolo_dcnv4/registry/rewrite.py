@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from yolo_dcnv4.registry.errors import RegistrationError
 
-SUPPORTED = "8.3.0 to 8.4.190"
+SUPPORTED = "8.2.103 to 8.4.190"
 
 
 @dataclass(frozen=True)

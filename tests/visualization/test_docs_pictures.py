@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from ultralytics import YOLO
+
+from yolo_dcnv4.demo_data import write_demo_data
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"sampling-before-training.png", "sampling-after-training.png"}
+
+
+@pytest.fixture
+def pictures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pictures_are_drawn_from_what_the_demo_leaves(
+    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    demo = tmp_path / "demo"
+    write_demo_data(demo / "shapes", train=1, val=3)
+    weights = demo / "train" / "weights"
+    weights.mkdir(parents=True)
+    model = YOLO(pictures.MODEL).model
+    model.get_submodule(pictures.LAYER).offset_mask.bias.detach()[0] = 9.0
+    torch.save({"model": model, "train_args": {}}, weights / "best.pt")
+    monkeypatch.setattr(pictures, "PICTURES", tmp_path / "pictures")
+    assert pictures.main([f"demo={demo}"]) == 0
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == NAMES
+    # one of 2 x 9 points is moved by 9 pixels of stride 8
+    assert capsys.readouterr().out == "before training: mean offset 0.00 px\nafter training: mean offset 4.00 px\n"
+
+
+def test_committed_pictures_are_small_and_whole():
+    files = list((ROOT / "docs" / "pictures").iterdir())
+    assert NAMES <= {file.name for file in files}
+    for file in files:
+        assert file.stat().st_size <= 200_000
+        Image.open(file).verify()
+
+
+def test_wrong_argument(pictures: ModuleType, capsys: pytest.CaptureFixture[str]):
+    assert pictures.main(["size=3"]) == 2
+    assert "unknown argument 'size=3'" in capsys.readouterr().err
