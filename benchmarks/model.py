@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -66,17 +67,21 @@ def graphed(function: Callable[[], Any]) -> Callable[[], None]:
 
 
 def inference(model: nn.Module, batch: int, imgsz: int, repetitions: int, compiled: bool) -> dict[str, float]:
-    """Return milliseconds of a forward pass in float16."""
+    """Return milliseconds of a forward pass in float16, without what does not run here."""
     model = copy.deepcopy(model).eval()
     model.fuse(verbose=False)
     model = model.half().to(memory_format=torch.channels_last)
     images = torch.rand(batch, 3, imgsz, imgsz, device="cuda").half().to(memory_format=torch.channels_last)
     with torch.no_grad():
-        found = {f"inference b{batch}": milliseconds(lambda: model(images), repetitions)}
-        found[f"graph b{batch}"] = milliseconds(graphed(lambda: model(images)), repetitions)
+        ways = {"inference": lambda: lambda: model(images), "graph": lambda: graphed(lambda: model(images))}
         if compiled:
-            fast = torch.compile(model)
-            found[f"compile b{batch}"] = milliseconds(lambda: fast(images), repetitions)
+            ways["compile"] = lambda: functools.partial(torch.compile(model), images)
+        found = {}
+        for name, prepare in ways.items():
+            try:
+                found[f"{name} b{batch}"] = milliseconds(prepare(), repetitions)
+            except RuntimeError as error:
+                print(f"    {name} does not run: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
 
 
@@ -142,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
             if variant == "plain":
                 plain = row
             else:
-                row["times plain"] = {key: row[key] / plain[key] for key in plain if key != "model"}
+                row["times plain"] = {key: row[key] / plain[key] for key in plain if key != "model" and key in row}
             rows.append(row)
             del model
             torch.cuda.empty_cache()
@@ -155,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         save(settings.json, rows, imgsz=settings.imgsz)
     if settings.plot:
         shown = [column for column in columns if column != "peak GB"]
-        plot(settings.plot, shown, {row["model"]: [row[key] for key in shown] for row in rows}, "milliseconds")
+        plot(settings.plot, shown, {row["model"]: [row.get(key) for key in shown] for row in rows}, "milliseconds")
 
 
 if __name__ == "__main__":

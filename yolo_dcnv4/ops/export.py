@@ -206,8 +206,8 @@ def _teach_onnx() -> None:
 
     def deform_conv(g: Any, value: Any, weight: Any, offset: Any, mask: Any, bias: Any, *numbers: Any) -> Any:
         # the last one says whether there is a mask
-        numbers = [symbolic_helper._get_const(number, "i", "number") for number in numbers[:-1]]
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, offset_groups = numbers
+        constants = [symbolic_helper._get_const(number, "i", "number") for number in numbers[:-1]]
+        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, offset_groups = constants
         return g.op(
             "DeformConv",
             *(value, weight, offset, bias, mask),
