@@ -12,6 +12,7 @@ usage() {
 ./make.sh test-full      the same, then every test
 ./make.sh build [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide|quick] [jobs=N] [verbose=1]
                          rebuild the operator
+./make.sh wheel [jobs=N] build the operator for all GPUs from 7.5 on and put a wheel with it into dist/
 ./make.sh lint           ruff, mypy and clang-format
 ./make.sh clean          remove what was built (an environment stays)
 
@@ -88,6 +89,15 @@ run_tests() {
   "$python" -m pytest "$@"
 }
 
+make_wheel() {
+  # setuptools comes with the extra
+  set_up test
+  "$python" -m yolo_dcnv4.build cuda=1 arch=wide "$@"
+  # setuptools builds on what an earlier build left, modules removed since included
+  rm -rf build/lib build/bdist.*
+  "$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+}
+
 lint() {
   set_up dev
   "$python" -m ruff check .
@@ -121,6 +131,7 @@ case $command in
     set_up
     "$python" -m yolo_dcnv4.build force=1 "$@"
     ;;
+  wheel) make_wheel "$@" ;;
   lint) lint ;;
   clean) rm -rf build dist yolo_dcnv4/lib ./*.egg-info ;;
   help | -h | --help) usage ;;
