@@ -24,6 +24,8 @@ from yolo_dcnv4.demo_data import write_demo_data
 from yolo_dcnv4.modules import DCNv4
 from yolo_dcnv4.registry import export_formats
 
+from .environments import THIS_PACKAGE, make_environment
+
 IMGSZ = 96
 CONF = 0.25
 PICTURES = [str(ASSETS / "bus.jpg"), str(ASSETS / "zidane.jpg")]
@@ -279,33 +281,53 @@ def test_ncnn(model: Path):
 
 
 RUN = """
+import importlib.util
 import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "yolo_dcnv4":
-            raise ModuleNotFoundError(f"No module named {name!r}", name="yolo_dcnv4")
-
-sys.meta_path.insert(0, Blocker())
 import torch
 from ultralytics import YOLO
 
+assert importlib.util.find_spec("yolo_dcnv4") is None
 model, out, imgsz, *pictures = sys.argv[1:]
+if "openvino" in model:
+    import openvino
+
+    class Core(openvino.Core):
+        def compile_model(self, *args, config=None, **kwargs):
+            # some CPUs would run in bfloat16
+            return super().compile_model(*args, config={**(config or {}), "INFERENCE_PRECISION_HINT": "f32"}, **kwargs)
+
+    openvino.Core = Core
 results = YOLO(model, task="detect").predict(pictures, imgsz=int(imgsz), rect=False, device="cpu", verbose=False)
 torch.save([result.boxes.data.cpu() for result in results], out)
 """
 
 
-@pytest.mark.parametrize("file_format", ["torchscript", "onnx"])
-def test_exported_model_runs_without_this_package(model: Path, file_format: str):
-    if file_format == "onnx":
-        needs("onnx", "onnxruntime", "onnxslim")
+@pytest.fixture(scope="module")
+def python_without_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if sys.platform == "win32":
+        pytest.skip("environments are made of symbolic links")
+    return make_environment(tmp_path_factory.mktemp("without") / "environment", without=THIS_PACKAGE)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "packages"),
+    [
+        ("torchscript", ()),
+        ("onnx", ("onnx", "onnxruntime", "onnxslim")),
+        pytest.param("openvino", ("openvino",), marks=pytest.mark.slow),
+    ],
+)
+def test_exported_model_runs_without_this_package(
+    model: Path, python_without_package: Path, file_format: str, packages: tuple[str, ...]
+):
+    needs(*packages)
     exported = YOLO(model).export(format=file_format, imgsz=IMGSZ)
     out = model.with_name("detections.pt")
     process = subprocess.run(
-        [sys.executable, "-c", RUN, exported, out, str(IMGSZ), *PICTURES],
+        [python_without_package, "-c", RUN, exported, out, str(IMGSZ), *PICTURES],
         cwd=model.parent,
-        env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
     )
