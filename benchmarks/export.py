@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from report import save
+from report import save, table
 
 PLACES = ("backbone", "neck", "full", "conv")
 
@@ -128,23 +128,6 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of the latencies and their ratios to those of the first model."""
-    columns = list(dict.fromkeys((row["imgsz"], row["runtime"]) for row in rows))
-    latency: dict[str, dict[tuple[int, str], float]] = {}
-    for row in rows:
-        latency.setdefault(row["model"], {})[row["imgsz"], row["runtime"]] = row["fastest"]
-    plain = next(iter(latency.values()))
-    lines = [
-        f"| model | {' | '.join(f'{runtime}, {imgsz} px' for imgsz, runtime in columns)} |",
-        f"| --- |{' ---: |' * len(columns)}",
-    ]
-    for model, times in latency.items():
-        cells = (f"{times[column]:.0f} ms ({times[column] / plain[column]:.2f})" for column in columns)
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     settings = parse_settings(sys.argv[1:])
     out = Path(settings.out).resolve()
@@ -158,7 +141,7 @@ def main() -> int:
             os.chdir(before)
     method = "float32, batch 1, rounds taken in turns, milliseconds"
     save(out, rows, settings=asdict(settings), versions=versions(), method=method)
-    print(render(rows))
+    print(table(rows, ("imgsz", "model", "runtime", "fastest", "median")))
     return 0
 
 

@@ -6,11 +6,13 @@ With check=1 nothing is written, and the exit status is 1 where a table is stale
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES
@@ -129,6 +131,42 @@ def ultralytics_table() -> str:
     return "\n".join([*lines, *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items())])
 
 
+def export_report() -> tuple[dict[str, Any], str]:
+    """Return the latest result of benchmarks/export.py and the name of its file."""
+    newest = max((ROOT / "docs" / "results").glob("*-cpu-export.json"))
+    return json.loads(newest.read_text(encoding="utf-8")), newest.name
+
+
+def export_table() -> str:
+    """Return latencies of exported models, and their ratios to those of the plain one."""
+    latency: dict[str, dict[tuple[int, str], float]] = {}
+    for row in export_report()[0]["rows"]:
+        latency.setdefault(row["model"], {})[row["imgsz"], row["runtime"]] = row["fastest"]
+    plain = next(iter(latency.values()))
+    lines = [
+        f"| model | {' | '.join(f'{runtime}, {imgsz} px' for imgsz, runtime in plain)} |",
+        f"| --- |{' ---: |' * len(plain)}",
+    ]
+    for model, times in latency.items():
+        cells = (f"{time:.0f} ms ({time / plain[column]:.2f})" for column, time in times.items())
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def export_machine(words: str) -> str:
+    """Return `words` with the machine, versions and file of the latencies in the places that it names."""
+    report, file = export_report()
+    figures = {**report["versions"], **report["settings"], **report["machine"], "file": f"docs/results/{file}"}
+    return words.format_map(figures)
+
+
+EXPORT_MACHINE = """\
+Milliseconds for one picture in float32, in brackets the ratio to the plain model; PyTorch with the compiled operator.
+The fastest of {rounds} runs taken in turns, since the machine had other work (load {load}): {cpu},
+{cores} cores, {threads} thread; torch {torch}, ultralytics {ultralytics}, ONNX Runtime {onnxruntime},
+OpenVINO {openvino}; {date}, commit {commit}, [figures]({file})."""
+
+
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with a table between its markers.
 
@@ -147,7 +185,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
         return 2
     documents = {
-        "README.md": {"models": lambda: table(MODELS, SCALES)},
+        "README.md": {
+            "models": lambda: table(MODELS, SCALES),
+            "export": lambda: f"{export_table()}\n\n{export_machine(EXPORT_MACHINE)}",
+        },
         "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
     }
     stale = []
