@@ -13,6 +13,7 @@ import argparse
 import functools
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,9 @@ MAPS = [
 ]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCE = {torch.float32: 3e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-LAUNCH_CYCLES = 1_000_000
+# more than a GPU's clock makes
+CYCLES_A_SECOND = 2.5e9
+SHORTEST_PAUSE = 5e-4
 SPREADS = {"ours": 1.0, "ours, offsets N(0,4)": 2.0, "ours, zero offsets": 0.0}
 
 
@@ -80,14 +83,17 @@ def flush_buffer() -> Tensor:
 
 def microseconds(function: Callable[[], Any], repetitions: int) -> float:
     """Return the median time that the GPU needs for what the function launches, the L2 cache flushed before."""
-    for _ in range(2):
-        function()
+    function()
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    function()
+    # the GPU waits until all is queued: what Python needs for a launch is no part of the figure
+    pause = int(CYCLES_A_SECOND * max(SHORTEST_PAUSE, 2 * (time.perf_counter() - begun)))
     times = []
     for _ in range(repetitions):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flush_buffer().zero_()
-        # the GPU waits until all is queued: what Python needs for a launch is no part of the figure
-        torch.cuda._sleep(LAUNCH_CYCLES)
+        torch.cuda._sleep(pause)
         start.record()
         function()
         end.record()

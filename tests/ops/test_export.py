@@ -73,11 +73,13 @@ def kinds(graph: torch.Graph) -> set[str]:
 def test_forms_agree_with_torchvision(case, device, dtype):
     inputs = case.inputs(dtype, device)
     expected = torchvision_oracle(inputs.value, inputs.offset_mask, case.geometry)
+    # grid_sample takes positions in units of the image, which rounds them to parts of its width
+    tolerance = TOLERANCE[dtype] + max(case.size) * 2**-24
     for form in FORMS:
         with export_form(form):
             out = decompose(inputs.value, inputs.offset_mask, *case.geometry.operator_arguments)
         assert out.dtype == dtype
-        assert relative_error(out, expected) <= TOLERANCE[dtype], form
+        assert relative_error(out, expected) <= tolerance, form
 
 
 @pytest.mark.parametrize("case", SHAPES, ids=lambda case: case.id)

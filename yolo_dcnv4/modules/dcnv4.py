@@ -13,7 +13,7 @@ from yolo_dcnv4.ops.dcnv4 import dcnv4
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting
 from yolo_dcnv4.ops.packed import dcnv4_packed
 from yolo_dcnv4.ops.sampling_points import SamplingPoints, sampling_points
-from yolo_dcnv4.ops.window import Window
+from yolo_dcnv4.ops.window import Window, window_of
 
 GROUP_WIDTH = 16
 
@@ -59,7 +59,7 @@ class DCNv4Core(nn.Module):
     @property
     def window(self) -> Window:
         """The window's geometry."""
-        return Window.make(self.kernel_size, self.stride, self.pad, self.dilation)
+        return window_of(self.kernel_size, self.stride, self.pad, self.dilation)
 
     @property
     def points(self) -> int:
@@ -296,12 +296,12 @@ class DCNv4(nn.Module):
         x = x.contiguous()
         packed = self._packed(x)
         if packed is not None:
-            value, out = packed[..., : self.channels], self.core(packed)
+            out = self.core(packed)
         else:
             value = x if self.without_pointwise else self.value_proj(x)
             out = self.core(value, self._offset_mask(x, value))
         if self.center_feature_scale:
-            out = self._scale_by_center(out, value)
+            out = self._scale_by_center(out, value if packed is None else packed[..., : self.channels])
         return out if self.without_pointwise else self.output_proj(out)
 
     def _offset_mask(self, x: Tensor, value: Tensor) -> Tensor:

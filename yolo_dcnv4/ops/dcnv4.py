@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from yolo_dcnv4.ops.checks import check_arguments
 from yolo_dcnv4.ops.export import decompose, leaves_decomposed
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
-from yolo_dcnv4.ops.window import Window
+from yolo_dcnv4.ops.window import window_of
 
 _DCNV4 = torch.ops.yolo_dcnv4.dcnv4.default
 _DCNV4_BACKWARD = torch.ops.yolo_dcnv4.dcnv4_backward.default
@@ -60,7 +59,7 @@ def dcnv4(
         TypeError: Wrong type or mixed dtypes.
         ValueError: Wrong shape, device, group count or window.
     """
-    window = _window(kernel_size, stride, padding, dilation)
+    window = window_of(kernel_size, stride, padding, dilation)
     if isinstance(value, Tensor) and isinstance(offset_mask, Tensor):
         value, offset_mask = to_autocast_dtype(value), to_autocast_dtype(offset_mask)
     check_arguments(value, offset_mask, groups, window, offset_scale, remove_center)
@@ -72,16 +71,6 @@ def dcnv4(
     if not has_kernel(value):
         return reference_forward(value, offset_mask, *arguments)
     return dispatch(_DCNV4, dense_rows(value), dense_rows(offset_mask), *arguments)
-
-
-_cached_window = functools.lru_cache(maxsize=1024)(Window.make)
-
-
-def _window(*arguments: int | Sequence[int]) -> Window:
-    # ints alone: a list is not hashable, and a bool would find the window of the int it equals
-    if all(type(argument) is int for argument in arguments) and not torch.compiler.is_compiling():
-        return _cached_window(*arguments)
-    return Window.make(*arguments)
 
 
 def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:

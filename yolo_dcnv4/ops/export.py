@@ -65,7 +65,14 @@ def _known(form: str, name: str) -> str:
 
 def is_exporting() -> bool:
     """Return whether this call is traced into a graph that leaves the process; torch.compile is no export."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+    # an export to ONNX is one of these two; asking it, too, takes as long as the rest of the operator's wrapper
+    return torch.jit.is_tracing() or _is_torch_export()
+
+
+# while torch.compile traces it, torch.compiler.is_exporting() is taken to be True
+@torch.compiler.assume_constant_result
+def _is_torch_export() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def leaves_decomposed() -> bool:

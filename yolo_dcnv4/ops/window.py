@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 
 def _pair(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int]:
@@ -97,3 +100,20 @@ class Window:
         center = (self.kernel_w // 2, self.kernel_h // 2)
         points = [(i, j) for i in range(self.kernel_w) for j in range(self.kernel_h)]
         return [p for p in points if not (remove_center and p == center)]
+
+
+_cached = functools.lru_cache(maxsize=1024)(Window.make)
+
+
+def window_of(
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+) -> Window:
+    """Return `Window.make(...)`, remembered from an earlier call where it can be."""
+    # ints alone: a list is not hashable, and a bool would find the window of the int it equals
+    if type(kernel_size) is type(stride) is type(padding) is type(dilation) is int:
+        if not torch.compiler.is_compiling():
+            return _cached(kernel_size, stride, padding, dilation)
+    return Window.make(kernel_size, stride, padding, dilation)

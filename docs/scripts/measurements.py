@@ -1,0 +1,128 @@
+"""Write the tables of measured figures anew, from docs/results: `python docs/scripts/measurements.py [check=1]`.
+
+With check=1 nothing is written, and the exit status is 1 where a table is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1]
+RESULTS = DOCS / "results"
+OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
+MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
+MODEL_COLUMNS = {
+    "inference b1": "inference, batch 1",
+    "graph b1": "as a CUDA graph",
+    "inference b16": "inference, batch 16",
+    "graph b16": "as a CUDA graph",
+    "training": "training step",
+    "training, deterministic": "deterministic",
+    "peak GB": "peak memory, GB",
+}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column is text and whose others are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def microseconds(value: float | None) -> str:
+    """Show a time with three digits."""
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def origin(document: dict[str, Any], path: Path) -> str:
+    """Say where figures come from."""
+    machine = document["machine"]
+    return (
+        f"{machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date']}: [results/{path.name}](results/{path.name})."
+    )
+
+
+def operator_table() -> str:
+    """Return the operator's times next to the published kernels'."""
+    document = json.loads(OPERATOR.read_text(encoding="utf-8"))
+    found = {(row["map"], row["dtype"], row["pass"]): row for row in document["rows"]}
+    header = ["map (N x H x W, G, D)", "float16 floor"]
+    for dtype in ("float16", "float32"):
+        header += [f"{dtype} forward", "published", "backward", "published", "deterministic"]
+    rows = []
+    for name in dict.fromkeys(row["map"] for row in document["rows"]):
+        cells = [name, microseconds(found[name, "float16", "forward"]["floor"])]
+        for dtype in ("float16", "float32"):
+            forward, backward = (found[name, dtype, direction] for direction in ("forward", "backward"))
+            times = [forward["ours"], forward["published"], backward["ours"], backward["published"]]
+            cells += map(microseconds, [*times, backward["ours, deterministic"]])
+        rows.append(cells)
+    return f"{markdown(header, rows)}\n\n{origin(document, OPERATOR)}"
+
+
+def means_table() -> str:
+    """Return geometric means over the maps."""
+    means = json.loads(OPERATOR.read_text(encoding="utf-8"))["geometric_means"]
+    ratios = [key for key in means[0] if key not in ("dtype", "pass")]
+    rows = [
+        [f"{mean['dtype']} {mean['pass']}", *("-" if mean[key] is None else f"{mean[key]:.2f}" for key in ratios)]
+        for mean in means
+    ]
+    return markdown(["geometric mean", *ratios], rows)
+
+
+def model_table() -> str:
+    """Return the times of whole models, in brackets times the plain model's."""
+    document = json.loads(MODEL.read_text(encoding="utf-8"))
+    rows = []
+    for row in document["rows"]:
+        relative = row.get("times plain", {})
+        times = [f"{row[key]:.2f}" + (f" ({relative[key]:.2f})" if relative else "") for key in MODEL_COLUMNS]
+        rows.append([f"`{row['model']}`", *times])
+    return f"{markdown(['model', *MODEL_COLUMNS.values()], rows)}\n\n{origin(document, MODEL)}"
+
+
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    "performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """Return a document with a table between its markers.
+
+    Raises:
+        ValueError: The markers are missing.
+    """
+    begin, end = f"<!-- {name} begin: python docs/scripts/measurements.py -->", f"<!-- {name} end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"the document must hold the lines {begin!r} and {end!r} once each")
+    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write or check the documents."""
+    if list(arguments) not in ([], ["check=1"]):
+        print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
+        return 2
+    stale = []
+    for name, tables in DOCUMENTS.items():
+        path = DOCS / name
+        text = fresh = path.read_text(encoding="utf-8")
+        for part, make in tables.items():
+            fresh = with_table(fresh, part, make())
+        if not arguments:
+            path.write_text(fresh, encoding="utf-8")
+        elif text != fresh:
+            stale.append(name)
+    if stale:
+        print(f"stale tables in {', '.join(stale)}; run python docs/scripts/measurements.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
