@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
+"""Write the tables of both READMEs and of docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
 
 With check=1 nothing is written, and the exit status is 1 where a table is stale. Takes a few minutes.
 """
@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES
@@ -165,6 +167,28 @@ Milliseconds for one picture in float32, in brackets the ratio to the plain mode
 The fastest of {rounds} runs taken in turns, since the machine had other work (load {load}): {cpu},
 {cores} cores, {threads} thread; torch {torch}, ultralytics {ultralytics}, ONNX Runtime {onnxruntime},
 OpenVINO {openvino}; {date}, commit {commit}, [figures]({file})."""
+# cells that are the same in README.zh.md: file names, figures, rules, scales, runtimes with a size
+SAME_IN_CHINESE = re.compile(r"`.+`|[\d.]+ .*\d\)?|-+:?|[a-z]|.+, \d+ px|")
+
+
+@functools.cache
+def chinese() -> dict[str, str]:
+    """Return the Chinese for each word of README.md's tables."""
+    return yaml.safe_load((ROOT / "docs" / "scripts" / "chinese.yaml").read_text(encoding="utf-8"))
+
+
+def in_chinese(table: str) -> str:
+    """Return a table of README.md with its words in Chinese.
+
+    Raises:
+        KeyError: docs/scripts/chinese.yaml has none for a cell.
+    """
+    lines = []
+    for line in table.splitlines():
+        cells = (cell.strip() for cell in line.split("|")[1:-1])
+        cells = (cell if SAME_IN_CHINESE.fullmatch(cell) else chinese()[cell] for cell in cells)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -188,6 +212,10 @@ def main(arguments: Sequence[str]) -> int:
         "README.md": {
             "models": lambda: table(MODELS, SCALES),
             "export": lambda: f"{export_table()}\n\n{export_machine(EXPORT_MACHINE)}",
+        },
+        "README.zh.md": {
+            "models": lambda: in_chinese(table(MODELS, SCALES)),
+            "export": lambda: f"{in_chinese(export_table())}\n\n{export_machine(chinese()['export machine'])}",
         },
         "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
     }

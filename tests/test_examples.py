@@ -139,7 +139,7 @@ def test_stale_tables_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(tables, "cell", lambda model: "0.00 M, 0.0")
     monkeypatch.setattr(tables, "ultralytics_table", str)
     assert tables.main(["check=1"]) == 1
-    assert "stale tables in README.md, docs/models.md" in capsys.readouterr().err
+    assert "stale tables in README.md, README.zh.md, docs/models.md" in capsys.readouterr().err
 
 
 def test_readme_names_only_files_that_exist():
