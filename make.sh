@@ -124,7 +124,7 @@ case $command in
     run_tests -m 'not slow' "$@"
     ;;
   test-full)
-    set_up yolo test export openvino
+    set_up yolo test export openvino notebook
     run_tests "$@"
     ;;
   build)
