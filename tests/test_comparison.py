@@ -17,9 +17,8 @@ from ultralytics.nn.modules import Detect
 from ultralytics.utils.torch_utils import get_flops
 
 import yolo_dcnv4
-from yolo_dcnv4 import comparison_figure
 from yolo_dcnv4.cli import main
-from yolo_dcnv4.comparison import ModelCost
+from yolo_dcnv4.comparison import ModelCost, figure
 from yolo_dcnv4.locate import data_folder
 from yolo_dcnv4.modules import DCNv4Core
 
@@ -188,7 +187,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, file: (figures.append(self), save(self, file))[1])
-    monkeypatch.setattr(comparison_figure, "run_seconds", lambda fn, device, seconds: fn() and [0.012])
+    monkeypatch.setattr(figure, "run_seconds", lambda fn, device, seconds: fn() and [0.012])
     return figures
 
 

@@ -18,8 +18,8 @@ import ultralytics
 from torch import Tensor, nn
 from ultralytics.utils import TQDM
 
-from yolo_dcnv4.comparison import image_size, load_model
 from yolo_dcnv4.devices import find_device
+from yolo_dcnv4.loading import fused_for_inference, image_size, input_channels, load_model
 from yolo_dcnv4.markdown import markdown_table
 from yolo_dcnv4.modules import DCNv4, DCNv4Core
 from yolo_dcnv4.ops import backend
@@ -183,21 +183,6 @@ def plain_variant(net: nn.Module, name: str) -> nn.Module:
     if not replaced:
         raise ValueError(f"{name} names no block of yolo_dcnv4 in its YAML; say what to compare with: plain=")
     return type(net)(description, ch=input_channels(net), verbose=False)
-
-
-def fused_for_inference(net: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a model of ultralytics on a device, in eval mode and fused, as predict runs it."""
-    net = net.to(device).eval()
-    # fusing in older releases would leave parameters with a history
-    with torch.no_grad():
-        net.fuse(verbose=False)  # type: ignore[operator]
-    return net.to(dtype)
-
-
-def input_channels(net: nn.Module) -> int:
-    """Return how many channels a model of ultralytics takes."""
-    # called `ch` in older releases
-    return net.yaml.get("channels", net.yaml.get("ch", 3))  # type: ignore[union-attr, operator, return-value]
 
 
 def to_markdown(report: BenchReport) -> str:

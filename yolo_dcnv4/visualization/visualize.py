@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from yolo_dcnv4.comparison import image_size, load_yolo
 from yolo_dcnv4.devices import find_device
+from yolo_dcnv4.loading import image_size, load_yolo
 from yolo_dcnv4.markdown import markdown_table
 from yolo_dcnv4.visualization.figures import save_layer_figure, save_overview
 from yolo_dcnv4.visualization.layers import LayerSampling, choose_layers, record_sampling

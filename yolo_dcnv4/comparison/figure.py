@@ -12,9 +12,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from yolo_dcnv4.bench import fused_for_inference, input_channels
-from yolo_dcnv4.comparison import ModelCost, load_model
+from yolo_dcnv4.comparison.cost import ModelCost
 from yolo_dcnv4.devices import find_device
+from yolo_dcnv4.loading import fused_for_inference, input_channels, load_model
 from yolo_dcnv4.timing import run_seconds
 
 MAP_COLUMN = "metrics/mAP50-95"

@@ -5,41 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from yolo_dcnv4.comparison.cost import ModelCost
+from yolo_dcnv4.loading import image_size, load_model, quiet
 from yolo_dcnv4.markdown import markdown_table
 
 PLOT_NAME = "compare.png"
 MODEL_SUFFIXES = (".yaml", ".yml", ".pt")
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """What one model costs.
-
-    Args:
-        model: The model as the caller named it.
-        layers: Number of layers, as ultralytics counts them.
-        parameters: Number of parameters.
-        gradients: Number of parameters that are trained; 0 for a checkpoint, which ultralytics stores frozen.
-        gflops: 10^9 floating point operations of one picture; a multiply-add is two.
-        parameters_change_pct: Difference in parameters to the first model, in per cent.
-        gflops_change_pct: Difference in GFLOPs to the first model, in per cent.
-    """
-
-    model: str
-    layers: int
-    parameters: int
-    gradients: int
-    gflops: float
-    parameters_change_pct: float
-    gflops_change_pct: float
 
 
 def compare(
@@ -100,7 +77,7 @@ def compare(
         print(FORMATS["md" if out is not None else format](costs), end="")
     if plot:
         # matplotlib takes a second to import
-        from yolo_dcnv4.comparison_figure import save_comparison_figure
+        from yolo_dcnv4.comparison.figure import save_comparison_figure
 
         file = Path(PLOT_NAME if plot is True else plot).expanduser()
         save_comparison_figure(file, costs, size, results)
@@ -154,22 +131,6 @@ def _model_names(models: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def image_size(imgsz: int | Sequence[int]) -> list[int]:
-    """Return [height, width] of a picture size as a user gives it.
-
-    Args:
-        imgsz: A side, or (height, width), in pixels.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    size = [imgsz, imgsz] if isinstance(imgsz, int) else list(imgsz) if isinstance(imgsz, (list, tuple)) else []
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise ValueError(f"imgsz must be a positive integer or a pair (height, width) of them, got {imgsz!r}")
-    # get_flops of older releases tells a pair from a side by `list`
-    return size
-
-
 def _output_format(format: str | None, out: Path | None) -> str:
     known = ", ".join(FORMATS)
     if format is not None:
@@ -194,37 +155,11 @@ def _measure(name: str, size: list[int]) -> tuple[int, int, int, float]:
     import yolo_dcnv4.modules  # noqa: F401
 
     model = load_model(name)
-    with _quiet():
+    with quiet():
         layers, parameters, gradients, gflops = model.info(verbose=True, imgsz=size)
     if not gflops:
         raise _uncounted(name, model, size)
     return layers, parameters, gradients, gflops
-
-
-def load_model(name: str) -> Any:
-    """Return the model of a YAML or checkpoint as a module; arguments and errors as of `load_yolo`."""
-    return load_yolo(name).model
-
-
-def load_yolo(name: str) -> Any:
-    """Return ultralytics' object for a YAML or checkpoint; this package's blocks must be registered.
-
-    Args:
-        name: Model YAML or checkpoint.
-
-    Raises:
-        FileNotFoundError: There is no such model.
-        RuntimeError: It cannot be built; names the model and the cause.
-    """
-    from ultralytics import RTDETR, YOLO
-
-    try:
-        with _quiet():
-            return (RTDETR if "rtdetr" in Path(name).stem.lower() else YOLO)(name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: no such model; {error}") from error
-    except Exception as error:
-        raise RuntimeError(f"{name}: the model cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _uncounted(name: str, model: Any, size: list[int]) -> RuntimeError:
@@ -243,16 +178,3 @@ def _uncounted(name: str, model: Any, size: list[int]) -> RuntimeError:
         error.__cause__ = cause
         return error
     return RuntimeError(f"{message}: ultralytics returned 0, though the model runs")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ultralytics' summaries, one line per model, off the screen."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
