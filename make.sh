@@ -94,7 +94,7 @@ make_wheel() {
   set_up test
   "$python" -m yolo_dcnv4.build cuda=1 arch=wide "$@"
   # setuptools builds on what an earlier build left, modules removed since included
-  rm -rf build/lib build/bdist.*
+  rm -rf build/lib* build/bdist.*
   "$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 }
 
