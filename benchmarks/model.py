@@ -116,6 +116,12 @@ def training(model: DetectionModel, batch: int, imgsz: int, repetitions: int) ->
     return found
 
 
+def draw(target: str, rows: list[dict[str, Any]]) -> None:
+    """Draw the times of all models."""
+    shown = [key for key in rows[0] if key not in ("model", "peak GB")]
+    plot(target, shown, {row["model"]: [row.get(key) for key in shown] for row in rows}, "milliseconds")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -159,8 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.json:
         save(settings.json, rows, imgsz=settings.imgsz)
     if settings.plot:
-        shown = [column for column in columns if column != "peak GB"]
-        plot(settings.plot, shown, {row["model"]: [row.get(key) for key in shown] for row in rows}, "milliseconds")
+        draw(settings.plot, rows)
 
 
 if __name__ == "__main__":

@@ -289,6 +289,17 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def draw(target: str, rows: list[dict[str, Any]]) -> None:
+    """Draw a picture of the forward and one of the backward pass, in float16 where there is any."""
+    chosen = [row for row in rows if row["dtype"] == "float16"] or rows
+    shown = ("floor", "ours", "published", "torchvision deform_conv2d", "conv 3x3")
+    names = [name for name in shown if name in rows[0]]
+    for direction in ("forward", "backward"):
+        drawn = [row for row in chosen if row["pass"] == direction]
+        series = {name: [row[name] for row in drawn] for name in names}
+        plot(target.replace(".png", f"-{direction}.png"), [row["map"] for row in drawn], series, "microseconds")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -320,12 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.json:
         save(settings.json, rows, bandwidth_tb_s=settings.bandwidth / 1e6, geometric_means=means)
     if settings.plot:
-        chosen = [row for row in rows if row["dtype"] == "float16"] or rows
-        names = [n for n in ("floor", "ours", "published", "torchvision deform_conv2d", "conv 3x3") if n in rows[0]]
-        for direction in ("forward", "backward"):
-            drawn = [row for row in chosen if row["pass"] == direction]
-            target = settings.plot.replace(".png", f"-{direction}.png")
-            plot(target, [row["map"] for row in drawn], {n: [r[n] for r in drawn] for n in names}, "microseconds")
+        draw(settings.plot, rows)
 
 
 if __name__ == "__main__":

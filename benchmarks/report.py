@@ -94,7 +94,7 @@ def plot(path: str | Path, groups: Sequence[str], series: dict[str, Sequence[flo
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(max(6, 1.2 * len(groups)), 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(8, 1.2 * len(groups)), 5), layout="constrained")
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
         places = [group + (i - (len(series) - 1) / 2) * width for group in range(len(groups))]
@@ -102,7 +102,7 @@ def plot(path: str | Path, groups: Sequence[str], series: dict[str, Sequence[flo
     axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     axes.set_ylabel(unit)
     axes.set_yscale("log")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=min(3, len(series)), fontsize=8, frameon=False)
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -22,6 +22,6 @@ def test_tables_are_fresh(measurements):
 
 
 def test_stale_table_is_noticed(measurements, monkeypatch, capsys):
-    monkeypatch.setitem(measurements.DOCUMENTS["performance.md"], "means", lambda: "other figures")
+    monkeypatch.setitem(measurements.DOCUMENTS["docs/performance.md"], "means", lambda: "other figures")
     assert measurements.main(["check=1"]) == 1
     assert "performance.md" in capsys.readouterr().err

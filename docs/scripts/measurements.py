@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parents[1]
-RESULTS = DOCS / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
 MODEL_COLUMNS = {
@@ -38,12 +38,12 @@ def microseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def origin(document: dict[str, Any], path: Path) -> str:
-    """Say where figures come from."""
+def origin(document: dict[str, Any], path: Path, folder: str = "") -> str:
+    """Say where figures come from; `folder` leads from the page to docs."""
     machine = document["machine"]
     return (
         f"{machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}, commit {machine['commit']}, "
-        f"{machine['date']}: [results/{path.name}](results/{path.name})."
+        f"{machine['date']}: [results/{path.name}]({folder}results/{path.name})."
     )
 
 
@@ -76,19 +76,35 @@ def means_table() -> str:
     return markdown(["geometric mean", *ratios], rows)
 
 
-def model_table() -> str:
-    """Return the times of whole models, in brackets times the plain model's."""
-    document = json.loads(MODEL.read_text(encoding="utf-8"))
+def model_rows(document: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
+    """Return a row of times for each model, in brackets times the plain model's."""
     rows = []
     for row in document["rows"]:
         relative = row.get("times plain", {})
-        times = [f"{row[key]:.2f}" + (f" ({relative[key]:.2f})" if relative else "") for key in MODEL_COLUMNS]
+        times = [f"{row[key]:.2f}" + (f" ({relative[key]:.2f})" if relative else "") for key in columns]
         rows.append([f"`{row['model']}`", *times])
+    return rows
+
+
+def model_table() -> str:
+    """Return the times of whole models."""
+    document = json.loads(MODEL.read_text(encoding="utf-8"))
+    rows = model_rows(document, list(MODEL_COLUMNS))
     return f"{markdown(['model', *MODEL_COLUMNS.values()], rows)}\n\n{origin(document, MODEL)}"
 
 
+def speed_table() -> str:
+    """Return the part of it that the README shows."""
+    document = json.loads(MODEL.read_text(encoding="utf-8"))
+    columns = ["inference b16", "graph b16", "training", "training, deterministic"]
+    rows = [row for row in model_rows(document, columns) if "neck" not in row[0]]
+    header = ["milliseconds", *(MODEL_COLUMNS[key] for key in columns)]
+    return f"{markdown(header, rows)}\n\n{origin(document, MODEL, 'docs/')}"
+
+
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
-    "performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
+    "README.md": {"speed": speed_table},
+    "docs/performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
 }
 
 
@@ -111,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     stale = []
     for name, tables in DOCUMENTS.items():
-        path = DOCS / name
+        path = ROOT / name
         text = fresh = path.read_text(encoding="utf-8")
         for part, make in tables.items():
             fresh = with_table(fresh, part, make())
