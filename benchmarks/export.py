@@ -1,7 +1,8 @@
 """How fast are exported models in ONNX Runtime and OpenVINO on a CPU, beside the plain YOLO?
 
 Exports each model, checks the outputs against PyTorch, and times them turn by turn. The fastest of the rounds counts:
-other work on the machine only ever adds. `python docs/tables.py` puts the figures into the README:
+other work on the machine only ever adds. `python docs/scripts/measurements.py`
+puts the figures into the README:
 
     python benchmarks/export.py imgsz=320,640 threads=1 rounds=30 out=docs/results/2026-11-21-cpu-export.json
 """

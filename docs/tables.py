@@ -1,4 +1,4 @@
-"""Write the tables of both READMEs and of docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
+"""Write the tables of README.md and docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
 
 With check=1 nothing is written, and the exit status is 1 where a table is stale. Takes a few minutes.
 """
@@ -6,15 +6,11 @@ With check=1 nothing is written, and the exit status is 1 where a table is stale
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES
@@ -133,64 +129,6 @@ def ultralytics_table() -> str:
     return "\n".join([*lines, *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items())])
 
 
-def export_report() -> tuple[dict[str, Any], str]:
-    """Return the latest result of benchmarks/export.py and the name of its file."""
-    newest = max((ROOT / "docs" / "results").glob("*-cpu-export.json"))
-    return json.loads(newest.read_text(encoding="utf-8")), newest.name
-
-
-def export_table() -> str:
-    """Return latencies of exported models, and their ratios to those of the plain one."""
-    latency: dict[str, dict[tuple[int, str], float]] = {}
-    for row in export_report()[0]["rows"]:
-        latency.setdefault(row["model"], {})[row["imgsz"], row["runtime"]] = row["fastest"]
-    plain = next(iter(latency.values()))
-    lines = [
-        f"| model | {' | '.join(f'{runtime}, {imgsz} px' for imgsz, runtime in plain)} |",
-        f"| --- |{' ---: |' * len(plain)}",
-    ]
-    for model, times in latency.items():
-        cells = (f"{time:.0f} ms ({time / plain[column]:.2f})" for column, time in times.items())
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def export_machine(words: str) -> str:
-    """Return `words` with the machine, versions and file of the latencies in the places that it names."""
-    report, file = export_report()
-    figures = {**report["versions"], **report["settings"], **report["machine"], "file": f"docs/results/{file}"}
-    return words.format_map(figures)
-
-
-EXPORT_MACHINE = """\
-Milliseconds for one picture in float32, in brackets the ratio to the plain model; PyTorch with the compiled operator.
-The fastest of {rounds} runs taken in turns, since the machine had other work (load {load}): {cpu},
-{cores} cores, {threads} thread; torch {torch}, ultralytics {ultralytics}, ONNX Runtime {onnxruntime},
-OpenVINO {openvino}; {date}, commit {commit}, [figures]({file})."""
-# cells that are the same in README.zh.md: file names, figures, rules, scales, runtimes with a size
-SAME_IN_CHINESE = re.compile(r"`.+`|[\d.]+ .*\d\)?|-+:?|[a-z]|.+, \d+ px|")
-
-
-@functools.cache
-def chinese() -> dict[str, str]:
-    """Return the Chinese for each word of README.md's tables."""
-    return yaml.safe_load((ROOT / "docs" / "scripts" / "chinese.yaml").read_text(encoding="utf-8"))
-
-
-def in_chinese(table: str) -> str:
-    """Return a table of README.md with its words in Chinese.
-
-    Raises:
-        KeyError: docs/scripts/chinese.yaml has none for a cell.
-    """
-    lines = []
-    for line in table.splitlines():
-        cells = (cell.strip() for cell in line.split("|")[1:-1])
-        cells = (cell if SAME_IN_CHINESE.fullmatch(cell) else chinese()[cell] for cell in cells)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def with_table(text: str, name: str, table: str) -> str:
     """Return a document with a table between its markers.
 
@@ -209,14 +147,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
         return 2
     documents = {
-        "README.md": {
-            "models": lambda: table(MODELS, SCALES),
-            "export": lambda: f"{export_table()}\n\n{export_machine(EXPORT_MACHINE)}",
-        },
-        "README.zh.md": {
-            "models": lambda: in_chinese(table(MODELS, SCALES)),
-            "export": lambda: f"{in_chinese(export_table())}\n\n{export_machine(chinese()['export machine'])}",
-        },
+        "README.md": {"models": lambda: table(MODELS, SCALES)},
         "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
     }
     stale = []

@@ -13,18 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    (script,) = (ROOT / "docs").rglob("tables.py")
-    spec = importlib.util.spec_from_file_location("tables", script)
+@pytest.fixture
+def chinese() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("chinese", ROOT / "docs" / "scripts" / "chinese.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def generated(text: str, name: str) -> str:
-    (part,) = re.findall(rf"<!-- {name} begin: .+ -->\n(.*)\n<!-- {name} end -->", text, re.DOTALL)
-    return part
 
 
 def without_generated(text: str) -> str:
@@ -36,24 +30,38 @@ def code_blocks(text: str) -> list[str]:
     return [re.sub(r" *#.*| {3,}", "", block) for block in blocks]
 
 
-def test_model_tables_hold_the_same_figures(tables: ModuleType):
-    assert generated(CHINESE, "models") == tables.in_chinese(generated(ENGLISH, "models"))
+def figures(text: str) -> list[str]:
+    return re.findall(r"\d+(?:\.\d+)*", text)
 
 
-def test_latencies_are_those_of_the_committed_result(tables: ModuleType):
-    table = tables.export_table()
-    assert generated(ENGLISH, "export").startswith(f"{table}\n\n")
-    assert generated(CHINESE, "export").startswith(f"{tables.in_chinese(table)}\n\n")
-    report, file = tables.export_report()
-    for text in (ENGLISH, CHINESE):
-        told = generated(text, "export").replace("\n", " ")
-        for fact in (report["machine"]["cpu"], report["machine"]["commit"], report["versions"]["onnxruntime"], file):
-            assert fact in told
+def test_generated_parts_are_fresh_and_hold_the_same_figures(chinese: ModuleType):
+    assert chinese.main(["check=1"]) == 0
+    rows = [re.findall(r"^\|.*\d\d.*$", text, re.MULTILINE) for text in (ENGLISH, CHINESE)]
+    assert len(rows[0]) > 15
+    for english, translated in zip(*rows, strict=True):
+        assert sorted(figures(translated)) == sorted(figures(english))
 
 
-def test_unknown_word_of_a_table_is_refused(tables: ModuleType):
-    with pytest.raises(KeyError, match="no such place"):
-        tables.in_chinese("| `yolov8{}.yaml` | no such place | 3.16 M, 8.9 |")
+def test_stale_part_is_noticed(chinese: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    (tmp_path / "README.md").write_text(ENGLISH.replace("3.16 M, 8.9", "3.17 M, 8.9"), encoding="utf-8")
+    (tmp_path / "README.zh.md").write_text(CHINESE, encoding="utf-8")
+    monkeypatch.setattr(chinese, "ROOT", tmp_path)
+    assert chinese.main(["check=1"]) == 1
+    assert "run python docs/scripts/chinese.py" in capsys.readouterr().err
+    assert chinese.main([]) == 0
+    assert "3.17 M, 8.9" in (tmp_path / "README.zh.md").read_text(encoding="utf-8")
+    assert chinese.main(["check=1"]) == 0
+
+
+@pytest.mark.parametrize("line", ["| `yolov8{}.yaml` | no such place | 3.16 M, 8.9 |", "No such line."])
+def test_words_without_chinese_are_refused(chinese: ModuleType, line: str):
+    with pytest.raises(ValueError, match=r"chinese\.yaml has no (cell|line) '[Nn]o such"):
+        chinese.in_chinese(line)
+
+
+def test_other_parts_are_refused(chinese: ModuleType):
+    with pytest.raises(ValueError, match=r"README.md has the parts models, .*, README.zh.md "):
+        chinese.with_parts("", ENGLISH)
 
 
 def found(pattern: str, text: str) -> list[str]:
@@ -63,7 +71,7 @@ def found(pattern: str, text: str) -> list[str]:
 def test_sections_commands_links_names_and_figures_are_the_same():
     english, chinese = without_generated(ENGLISH), without_generated(CHINESE)
     headings, links, items = r"^#+ ", r"\]\((?!README)([^)]+)\)", r"^(?:- |\d\. )"
-    for pattern in (headings, links, items, r"<!-- .+ -->"):
+    for pattern in (headings, links, items, r"<!-- (?:\w+ (?:begin|end)|not run)"):
         assert found(pattern, chinese) == found(pattern, english), pattern
     assert code_blocks(chinese) == code_blocks(english)
     assert len(code_blocks(english)) >= 5
