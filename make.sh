@@ -124,7 +124,7 @@ case $command in
     ;;
   docs)
     set_up docs
-    NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+    NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict -f docs/site/mkdocs.yml
     echo "open build/site/index.html"
     ;;
   lint) lint ;;
