@@ -1,4 +1,4 @@
-"""MkDocs hook: pages link to files of the repository, as a reader of the repository needs it, and the site has them too.
+"""MkDocs hook: pages link to files of the repository, for its readers, and the site has these files too.
 
 What lies in docs/ keeps its place. What a page links to elsewhere in the repository comes into the site as
 `repository/<path>`, and every link is rewritten to where its target lies there.
