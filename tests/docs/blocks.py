@@ -66,7 +66,7 @@ def blocks_of(page: Path) -> list[Block]:
             raise ValueError(f"{page.name}:{number}: `not run` must stand directly before a block, got {line!r}")
         elif line.startswith("#"):
             section += 1
-        elif match := NOT_RUN.search(line):
+        elif match := NOT_RUN.fullmatch(line.strip()):
             reason = match[1]
     if opened:
         raise ValueError(f"{page.name}:{opened[0]}: the block is not closed")

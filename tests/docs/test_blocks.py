@@ -195,6 +195,29 @@ def test_pages_show_blocks_that_run():
     assert pages >= {"README", "index", "models", "export", "plug-in", "migrating", "troubleshooting"}
 
 
+def python_block(text: str, section: int = 1) -> Block:
+    return Block("page.md", 1, section, "python", text, "")
+
+
+def test_python_blocks_of_a_section_belong_together(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    reader = Reader(tmp_path / "home")
+    reader.follow(python_block("x = 1"))
+    reader.follow(python_block("assert x == 1 and __name__ == '__main__'"))
+    with pytest.raises(AssertionError, match="name 'x' is not defined"):
+        reader.follow(python_block("print(x)", section=2))
+    reader.leave()
+
+
+@pytest.mark.parametrize(("language", "text"), [("bash", "false | true"), ("python", "raise SystemExit(0)")])
+def test_block_that_fails_is_noticed(tmp_path: Path, language: str, text: str):
+    (tmp_path / "home").mkdir()
+    reader = Reader(tmp_path / "home")
+    with pytest.raises(AssertionError):
+        reader.follow(Block("page.md", 1, 1, language, text, ""))
+    reader.leave()
+
+
 def test_blocks_are_told_apart(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text(
