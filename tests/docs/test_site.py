@@ -55,6 +55,14 @@ def test_site_fetches_nothing(site: Path):
 
 
 @needs_mkdocs
+def test_no_markdown_is_left_as_it_stood(site: Path):
+    """What a host of repositories takes for a table, list or block, MkDocs may not, without a word."""
+    for page in site.rglob("*.html"):
+        text = re.sub(r"<(pre|code|script)\b.*?</\1>|<[^>]+>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert re.findall(r"^(?:\|.*\||```.*|\s*- .*|\s*\d+\. .*)$|\*\*.*", text, re.MULTILINE) == [], page.name
+
+
+@needs_mkdocs
 def test_reference_holds_the_public_names(site: Path):
     html = (site / "reference.html").read_text(encoding="utf-8")
     article = unescape(re.sub(r"<[^>]+>", "", html[html.index("<article") : html.index("</article>")]))
