@@ -13,6 +13,7 @@ usage() {
 ./make.sh build [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide|quick] [jobs=N] [verbose=1]
                          rebuild the operator
 ./make.sh wheel [jobs=N] build the operator for all GPUs from 7.5 on and put a wheel with it into dist/
+./make.sh docs           build the site of docs/ into build/site, every link checked
 ./make.sh lint           ruff, mypy and clang-format
 ./make.sh clean          remove what was built (an environment stays)
 
@@ -120,11 +121,11 @@ case $command in
     "$python" examples/demo.py "$@"
     ;;
   test)
-    set_up yolo test export
+    set_up yolo test export docs
     run_tests -m 'not slow' "$@"
     ;;
   test-full)
-    set_up yolo test export openvino notebook
+    set_up yolo test export openvino notebook docs
     run_tests "$@"
     ;;
   build)
@@ -132,6 +133,11 @@ case $command in
     "$python" -m yolo_dcnv4.build force=1 "$@"
     ;;
   wheel) make_wheel "$@" ;;
+  docs)
+    set_up docs
+    NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict -f docs/site/mkdocs.yml
+    echo "open build/site/index.html"
+    ;;
   lint) lint ;;
   clean) rm -rf build dist yolo_dcnv4/lib ./*.egg-info ;;
   help | -h | --help) usage ;;

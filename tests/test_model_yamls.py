@@ -115,7 +115,7 @@ def test_every_shipped_yaml_is_tested_here():
 
 
 def test_shipped_yamls_are_written_by_the_command(tmp_path: Path):
-    script = load("docs/model_yamls.py")
+    script = load("docs/scripts/model_yamls.py")
     assert {f"{stem}.yaml" for stem in REPLACED} == script.SHIPPED.keys()
     compared = 0
     for name, (model, where) in script.SHIPPED.items():

@@ -237,6 +237,13 @@ def test_published_initialisation_returns_the_bias():
     assert torch.equal(out, torch.arange(16.0).view(1, 16, 1, 1).expand(1, 16, 5, 5))
 
 
+def test_initialisation_under_its_published_name():
+    layer = DCNv4(16, group=2)
+    nn.init.ones_(layer.offset_mask.weight)
+    layer._reset_parameters()
+    assert layer.offset_mask.weight.count_nonzero() == 0
+
+
 @pytest.mark.parametrize(("kernel", "remove_center"), [(3, False), (5, False), (3, True)])
 def test_average_initialisation_is_a_mean_filter(kernel, remove_center):
     layer = DCNv4(16, kernel, pad=kernel // 2, group=2, remove_center=remove_center, init="average").double()

@@ -220,6 +220,9 @@ class DCNv4(nn.Module):
                 if projection.bias is not None:
                     nn.init.zeros_(projection.bias)
 
+    # the published name, which FlashInternImage calls
+    _reset_parameters = reset_parameters
+
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """Apply the layer.
 

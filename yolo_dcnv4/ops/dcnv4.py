@@ -36,13 +36,13 @@ def dcnv4(
 ) -> Tensor:
     """Deformable convolution v4 (arXiv 2401.06197, section 3): a weighted sum of bilinear samples per group.
 
-    Group g of the last dimension of `offset_mask` is the slice [3*K*g, 3*K*(g+1)): K pairs (dx, dy), then K weights,
-    the points ordered with the horizontal index outer. Offsets are in input pixels.
+    Group g of the last dimension of `offset_mask` is the slice [3 * K * g, 3 * K * (g + 1)): K pairs (dx, dy), then K
+    weights, the points ordered with the horizontal index outer. Offsets are in input pixels.
 
     Args:
         value: Features (N, H, W, C), C divisible by `groups`; float64, float32, float16 or bfloat16.
-        offset_mask: Offsets and weights (N, H_out, W_out, R), R >= 3*groups*K, same dtype and device; entries past
-            3*groups*K are padding.
+        offset_mask: Offsets and weights (N, H_out, W_out, R), R >= 3 * groups * K, same dtype and device;
+            entries past these are padding.
         groups: Number of groups; the C / groups channels of a group share offsets and weights.
         kernel_size: Window size, int or (h, w).
         stride: Window stride, int or (h, w).

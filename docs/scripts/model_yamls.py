@@ -1,4 +1,4 @@
-"""Write the files of model_yamls/ anew, as `yolo-dcnv4 variant` writes them: `python docs/model_yamls.py [check=1]`.
+"""Write the files of model_yamls/ anew, as `yolo-dcnv4 variant` does: `python docs/scripts/model_yamls.py [check=1]`.
 
 With check=1 nothing is written, and the exit status is 1 where a file is stale, missing or not listed here.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from yolo_dcnv4 import write_variant
 
-FOLDER = Path(__file__).resolve().parents[1] / "model_yamls"
+FOLDER = Path(__file__).resolve().parents[2] / "model_yamls"
 TASKS = ("", "-seg", "-pose", "-obb")
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             else:
                 (FOLDER / name).unlink()
     elif stale:
-        print(f"stale in model_yamls: {', '.join(stale)}; run python docs/model_yamls.py", file=sys.stderr)
+        print(f"stale in model_yamls: {', '.join(stale)}; run python docs/scripts/model_yamls.py", file=sys.stderr)
         return 1
     return 0
 

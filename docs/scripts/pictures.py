@@ -1,4 +1,4 @@
-"""Draw where a layer samples before and after training: `./make.sh demo && python docs/pictures.py`.
+"""Draw where a layer samples before and after training: `./make.sh demo && python docs/scripts/pictures.py`.
 
 Arguments: demo=DIR (where `./make.sh demo` put its results) picture=N (which validation picture).
 """
@@ -16,7 +16,7 @@ import torch
 from yolo_dcnv4.cli import Option, UsageError, parse_options
 from yolo_dcnv4.visualization import visualize
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 MODEL = "yolov8n-dcnv4-backbone.yaml"
 LAYER = "model.4.m.0.cv2.dcn"

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/models.md anew, from the models: `python docs/tables.py [check=1]`.
+"""Write the tables of README.md and docs/models.md anew, from the models: `python docs/scripts/tables.py [check=1]`.
 
 With check=1 nothing is written, and the exit status is 1 where a table is stale. Takes a few minutes.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCALES = "nsmlx"
 # what the README shows; docs/models.md has all
 MODELS = {
@@ -135,7 +135,7 @@ def with_table(text: str, name: str, table: str) -> str:
     Raises:
         ValueError: The markers are missing.
     """
-    begin, end = f"<!-- {name} begin: python docs/tables.py -->", f"<!-- {name} end -->"
+    begin, end = f"<!-- {name} begin: python docs/scripts/tables.py -->", f"<!-- {name} end -->"
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"the document must hold the lines {begin!r} and {end!r} once each")
     return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         elif text != fresh:
             stale.append(name)
     if stale:
-        print(f"stale tables in {', '.join(stale)}; run python docs/tables.py", file=sys.stderr)
+        print(f"stale tables in {', '.join(stale)}; run python docs/scripts/tables.py", file=sys.stderr)
     return 1 if stale else 0
 
 
