@@ -90,13 +90,18 @@ run_tests() {
   "$python" -m pytest "$@"
 }
 
+# modules removed since would get into the next wheel, and the metadata count as an installation in this folder
+remove_wheel_leftovers() {
+  rm -rf build/lib* build/bdist.* ./*.egg-info
+}
+
 make_wheel() {
   # setuptools comes with the extra
   set_up test
   "$python" -m yolo_dcnv4.build cuda=1 arch=wide "$@"
-  # setuptools builds on what an earlier build left, modules removed since included
-  rm -rf build/lib* build/bdist.*
+  remove_wheel_leftovers
   "$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+  remove_wheel_leftovers
 }
 
 lint() {
