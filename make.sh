@@ -12,6 +12,7 @@ usage() {
 ./make.sh test-full      the same, then every test
 ./make.sh build [cuda=0|1|try] [arch=8.6,9.0+PTX|native|wide|quick] [jobs=N] [verbose=1]
                          rebuild the operator
+./make.sh wheel [jobs=N] build the operator for all GPUs from 7.5 on and put a wheel with it into dist/
 ./make.sh docs           build the site of docs/ into build/site, every link checked
 ./make.sh lint           ruff, mypy and clang-format
 ./make.sh clean          remove what was built (an environment stays)
@@ -89,6 +90,20 @@ run_tests() {
   "$python" -m pytest "$@"
 }
 
+# modules removed since would get into the next wheel, and the metadata count as an installation in this folder
+remove_wheel_leftovers() {
+  rm -rf build/lib* build/bdist.* ./*.egg-info
+}
+
+make_wheel() {
+  # setuptools comes with the extra
+  set_up test
+  "$python" -m yolo_dcnv4.build cuda=1 arch=wide "$@"
+  remove_wheel_leftovers
+  "$python" -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+  remove_wheel_leftovers
+}
+
 lint() {
   set_up dev
   "$python" -m ruff check .
@@ -115,13 +130,14 @@ case $command in
     run_tests -m 'not slow' "$@"
     ;;
   test-full)
-    set_up yolo test export openvino docs
+    set_up yolo test export openvino notebook docs
     run_tests "$@"
     ;;
   build)
     set_up
     "$python" -m yolo_dcnv4.build force=1 "$@"
     ;;
+  wheel) make_wheel "$@" ;;
   docs)
     set_up docs
     NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict -f docs/site/mkdocs.yml

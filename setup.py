@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -39,12 +42,28 @@ class DistributionWithLibrary(Distribution):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """Tags a wheel with the library `py3-none-<platform>`: it runs on any Python."""
+    """Tags a wheel with the library `py3-none-manylinux_...`: any Python will do, and any glibc with its symbols."""
 
     def get_tag(self) -> tuple[str, str, str]:
         """Return the wheel's tag."""
-        python, abi, platform = super().get_tag()
-        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+        tag = super().get_tag()
+        if self.root_is_pure:
+            return tag
+        glibc = oldest_glibc()
+        return "py3", "none", f"manylinux_2_{glibc}_{platform.machine()}" if glibc else tag[2]
+
+
+def oldest_glibc() -> int | None:
+    """Return the minor version of the oldest glibc 2 that the library loads with, or `None` where it needs no glibc."""
+    if sys.platform != "linux":
+        return None
+    # names of symbol versions, each between two zeros of the string table
+    versions = [
+        int(minor)
+        for library in LIBRARY.glob("*.so")
+        for minor in re.findall(rb"\0GLIBC_2\.(\d+)(?:\.\d+)?(?=\0)", library.read_bytes())
+    ]
+    return max(versions, default=None)
 
 
 setup(distclass=DistributionWithLibrary, cmdclass={"build_py": BuildWithFolders, "bdist_wheel": AnyPythonWheel})

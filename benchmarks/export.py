@@ -1,20 +1,16 @@
 """How fast are exported models in ONNX Runtime and OpenVINO on a CPU, beside the plain YOLO?
 
-Exports each model, checks the outputs against PyTorch, and times them turn by turn, so that a machine that slows down
-slows all of them down; the median counts:
+Exports each model, checks the outputs against PyTorch, and times them turn by turn. The fastest of the rounds counts:
+other work on the machine only ever adds. `python docs/scripts/measurements.py`
+puts the figures into the README:
 
-    python benchmarks/export.py models=yolov8n.yaml,yolov8n-dcnv4-backbone.yaml imgsz=640 threads=2 out=latency.json
+    python benchmarks/export.py imgsz=320,640 threads=1 rounds=30 out=docs/results/2026-11-21-cpu-export.json
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from report import save, table
+
 PLACES = ("backbone", "neck", "full", "conv")
 
 
@@ -33,9 +30,9 @@ class Settings:
     """What the command line may change."""
 
     models: str = ",".join(f"yolov8n{place}.yaml" for place in ("", *(f"-dcnv4-{p}" for p in PLACES)))
-    imgsz: int = 640
-    threads: int = 2
-    rounds: int = 15
+    imgsz: str = "320,640"
+    threads: int = 1
+    rounds: int = 30
     out: str = "latency.json"
 
 
@@ -49,42 +46,31 @@ def parse_settings(words: list[str]) -> Settings:
     return settings
 
 
-def describe_machine() -> dict[str, str]:
-    """Return what a reader needs to repeat the run."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    versions = {}
-    for package in ("torch", "ultralytics", "onnx", "onnxruntime", "onnxslim", "openvino", "yolo_dcnv4"):
+def versions() -> dict[str, str]:
+    """Return the versions of what exports and runs, and what else the machine had to do."""
+    found = {"cores": str(os.cpu_count()), "load": f"{os.getloadavg()[0]:.1f}"}
+    for package in ("ultralytics", "onnx", "onnxruntime", "onnxslim", "openvino", "yolo_dcnv4"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "load": f"{os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        **versions,
-        "commit": git.stdout.strip() or "unknown",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+            found[package] = "not installed"
+    return found
 
 
-def runtimes(name: str, settings: Settings) -> dict[str, Callable[[], Any]]:
+def runtimes(name: str, imgsz: int, threads: int) -> dict[str, Callable[[], Any]]:
     """Export a model and return, per runtime, a call that runs it once."""
     import numpy as np
     import torch
     from ultralytics import YOLO
 
-    x = torch.rand(1, 3, settings.imgsz, settings.imgsz)
+    x = torch.rand(1, 3, imgsz, imgsz)
     torch.manual_seed(0)
     yolo = YOLO(name)
     for parameter_name, parameter in yolo.model.named_parameters():
         # at the start nothing is displaced, and what is in the cache depends on it
         if parameter_name.endswith("offset_mask.weight"):
             torch.nn.init.normal_(parameter, std=0.05)
-    exported = yolo.export(format="onnx", imgsz=settings.imgsz, verbose=False)
+    exported = yolo.export(format="onnx", imgsz=imgsz, verbose=False)
     model = yolo.model.float().eval().fuse(verbose=False)
 
     def run_torch() -> np.ndarray:
@@ -95,7 +81,7 @@ def runtimes(name: str, settings: Settings) -> dict[str, Callable[[], Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
     calls["ONNX Runtime"] = lambda: session.run(None, {"images": x.numpy()})[0]
     try:
@@ -103,7 +89,7 @@ def runtimes(name: str, settings: Settings) -> dict[str, Callable[[], Any]]:
     except ImportError:
         pass
     else:
-        hints = {"INFERENCE_NUM_THREADS": settings.threads, "INFERENCE_PRECISION_HINT": "f32"}
+        hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         compiled = openvino.Core().compile_model(exported, "CPU", hints)
         calls["OpenVINO"] = lambda: compiled([x.numpy()])[0]
     expected = run_torch()
@@ -114,47 +100,33 @@ def runtimes(name: str, settings: Settings) -> dict[str, Callable[[], Any]]:
     return calls
 
 
-def measure(settings: Settings) -> dict[str, Any]:
-    """Return the median latency in milliseconds per model and runtime."""
+def measure(settings: Settings) -> list[dict[str, Any]]:
+    """Return a row with the latency in milliseconds per size, model and runtime."""
     import torch
 
     torch.set_num_threads(settings.threads)
-    models = settings.models.split(",")
-    calls = {(name, runtime): call for name in models for runtime, call in runtimes(name, settings).items()}
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    calls: dict[tuple[int, str, str], Callable[[], Any]] = {}
+    for imgsz in map(int, settings.imgsz.split(",")):
+        for name in settings.models.split(","):
+            for runtime, call in runtimes(name, imgsz, settings.threads).items():
+                calls[imgsz, name, runtime] = call
+    times: dict[tuple[int, str, str], list[float]] = {key: [] for key in calls}
     for number in range(settings.rounds + 2):
         for key, call in calls.items():
             start = time.perf_counter()
             call()
             if number >= 2:
                 times[key].append((time.perf_counter() - start) * 1e3)
-    return {
-        "machine": describe_machine(),
-        "settings": asdict(settings),
-        "method": "float32, batch 1, interleaved rounds, milliseconds",
-        "latency": [
-            {
-                "model": name,
-                "runtime": runtime,
-                "median": round(statistics.median(values), 2),
-                "fastest": round(min(values), 2),
-            }
-            for (name, runtime), values in times.items()
-        ],
-    }
-
-
-def render(report: dict[str, Any]) -> str:
-    """Return the table of median latencies and their ratio to the first model."""
-    rows: dict[str, dict[str, float]] = {}
-    for entry in report["latency"]:
-        rows.setdefault(entry["model"], {})[entry["runtime"]] = entry["median"]
-    first = next(iter(rows.values()))
-    lines = [f"| model | {' | '.join(first)} |", f"| --- |{' ---: |' * len(first)}"]
-    for name, row in rows.items():
-        cells = [f"{row[runtime]:.0f} ms ({row[runtime] / first[runtime]:.2f})" for runtime in first]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return [
+        {
+            "imgsz": imgsz,
+            "model": name,
+            "runtime": runtime,
+            "fastest": round(min(values), 2),
+            "median": round(statistics.median(values), 2),
+        }
+        for (imgsz, name, runtime), values in times.items()
+    ]
 
 
 def main() -> int:
@@ -165,12 +137,12 @@ def main() -> int:
         # exports of a model without a checkpoint land in the working directory
         os.chdir(folder)
         try:
-            report = measure(settings)
+            rows = measure(settings)
         finally:
             os.chdir(before)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(render(report))
+    method = "float32, batch 1, rounds taken in turns, milliseconds"
+    save(out, rows, settings=asdict(settings), versions=versions(), method=method)
+    print(table(rows, ("imgsz", "model", "runtime", "fastest", "median")))
     return 0
 
 

@@ -144,7 +144,7 @@ def test_stale_tables_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_readme_names_only_files_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:examples|patches|docs)/[\w./-]*\w|\b\w+\.(?:md|sh)\b(?!/)", text))
+    named = set(re.findall(r"\b(?:examples|patches|docs)/[\w./-]*\w|\b\w[\w.]*\.(?:md|sh)\b(?!/)", text))
     assert {"make.sh", "CHANGELOG.md", "docs/build.md"} <= named
     assert [name for name in sorted(named) if not any((ROOT / part / name).exists() for part in (".", "docs"))] == []
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
+EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 MODEL_COLUMNS = {
     "inference b1": "inference, batch 1",
     "graph b1": "as a CUDA graph",
@@ -102,8 +103,31 @@ def speed_table() -> str:
     return f"{markdown(header, rows)}\n\n{origin(document, MODEL, 'docs/')}"
 
 
+def export_table() -> str:
+    """Return latencies of exported models, and their ratios to those of the plain one."""
+    document = json.loads(EXPORT.read_text(encoding="utf-8"))
+    latency: dict[str, dict[tuple[int, str], float]] = {}
+    for row in document["rows"]:
+        latency.setdefault(row["model"], {})[row["imgsz"], row["runtime"]] = row["fastest"]
+    plain = next(iter(latency.values()))
+    header = ["milliseconds", *(f"{runtime}, {imgsz} px" for imgsz, runtime in plain)]
+    rows = []
+    for model, times in latency.items():
+        ratios = (f" ({time / plain[column]:.2f})" if times is not plain else "" for column, time in times.items())
+        cells = (f"{time:.0f}{ratio}" for time, ratio in zip(times.values(), ratios, strict=True))
+        rows.append([f"`{model}`", *cells])
+    machine, versions, settings = document["machine"], document["versions"], document["settings"]
+    return (
+        f"{markdown(header, rows)}\n\n"
+        f"{machine['cpu']}, {versions['cores']} cores with other work (load {versions['load']}), "
+        f"{settings['threads']} thread, fastest of {settings['rounds']} runs taken in turns; torch {machine['torch']}, "
+        f"ONNX Runtime {versions['onnxruntime']}, OpenVINO {versions['openvino']}, commit {machine['commit']}, "
+        f"{machine['date']}: [results/{EXPORT.name}](docs/results/{EXPORT.name})."
+    )
+
+
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"speed": speed_table},
+    "README.md": {"speed": speed_table, "export": export_table},
     "docs/performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
 }
 

@@ -27,14 +27,18 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout, as a clone would be: nothing built."""
-    shutil.copytree(CHECKOUT, tmp_path / "checkout", ignore=shutil.ignore_patterns(*NOT_IN_A_CLONE))
+def clone(folder: Path) -> Path:
+    """Copy the checkout as a clone would be: nothing built."""
+    shutil.copytree(CHECKOUT, folder, ignore=shutil.ignore_patterns(*NOT_IN_A_CLONE))
     # `build` is the name of a package too
     for name in ("yolo_dcnv4/build", "tests/build"):
-        shutil.copytree(CHECKOUT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "checkout"
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return clone(tmp_path / "checkout")
 
 
 def make(kind: str, folder: Path) -> Path:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from yolo_dcnv4.build.plan import TORCH_TARGET_VERSION
 from yolo_dcnv4.build.toolchain import find_host_compiler
 from yolo_dcnv4.ops.library import SCHEMAS
 from yolo_dcnv4.registry.checkout import patch_checkout
+
+from ..environments import make_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD_TORCH = {"torch/__init__.py": "__version__ = '2.4.1'\n", "torch/version.py": "__version__ = '2.4.1'\ncuda = None\n"}
@@ -36,24 +37,14 @@ def doctor(tmp_path: Path) -> Doctor:
     """Runs the doctor in an environment like this one, without some packages, with files of others and settings."""
 
     def run(*words: str, without: tuple[str, ...] = (), files: dict[str, str] | None = None, **settings: str):
-        environment = tmp_path / "environment"
-        venv.create(environment, with_pip=False)
-        (site,) = environment.glob("lib/python3*/site-packages")
-        for folder in sys.path:
-            if folder.endswith(("site-packages", "dist-packages")):
-                for entry in Path(folder).iterdir():
-                    # a distribution's metadata begin with its name too
-                    left_out = entry.name.split("-")[0].split(".")[0] in without
-                    # folders that a .pth names are on the path, and linked, themselves
-                    left_out |= entry.suffix == ".pth" and not entry.name.startswith("__editable__")
-                    if not left_out and not (site / entry.name).exists():
-                        (site / entry.name).symlink_to(entry)
+        python = make_environment(tmp_path / "environment", without)
+        (site,) = (tmp_path / "environment").glob("lib/python3*/site-packages")
         for name, text in (files or {}).items():
             (site / name).parent.mkdir(exist_ok=True)
             (site / name).write_text(text)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("YOLO_DCNV4_", "TORCH_DEVICE"))}
         done = subprocess.run(
-            [environment / "bin" / "python", "-m", "yolo_dcnv4.cli", "doctor", *words],
+            [python, "-m", "yolo_dcnv4.cli", "doctor", *words],
             env={**kept, "PYTHONPATH": str(ROOT), **settings},
             cwd=tmp_path,
             capture_output=True,

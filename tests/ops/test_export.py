@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_dcnv4.build.folders import library_path
+from yolo_dcnv4.modules import DCNv4
 from yolo_dcnv4.ops import backend, dcnv4, export_form
 from yolo_dcnv4.ops.export import current_form, decompose, is_exporting
 
@@ -308,21 +309,38 @@ import torch
 assert "yolo_dcnv4" not in sys.modules
 torch.ops.load_library(sys.argv[1])
 model = {load}(sys.argv[2])
-value, offset_mask, expected = torch.load(sys.argv[3])
-torch.testing.assert_close({call}(value, offset_mask), expected)
+inputs, expected = torch.load(sys.argv[3])
+torch.testing.assert_close({call}(*inputs), expected)
 assert "yolo_dcnv4" not in sys.modules
 """
 
 
-def run_without_package(load: str, call: str, model: Path, case: Case, folder: Path) -> None:
+def operator_model() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    case = Case("native", 2, (6, 7), 4, Geometry(2, stride=(2, 1)))
     inputs = case.inputs(torch.float32, seed=7)
-    torch.save(
-        (inputs.value, inputs.offset_mask, dcnv4(inputs.value, inputs.offset_mask, **case.geometry.keywords)),
-        folder / "tensors.pt",
-    )
+    return Op(case.geometry), (inputs.value, inputs.offset_mask)
+
+
+def packed_model() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(7)
+    layer = DCNv4(8, group=2)
+    nn.init.normal_(layer.offset_mask.weight)
+    layer.fuse_dcnv4()
+    return layer, (torch.rand(2, 8, 6, 7),)
+
+
+NATIVE = pytest.mark.parametrize(
+    ("make", "operator"), [(operator_model, "dcnv4"), (packed_model, "dcnv4_packed")], ids=["operator", "packed"]
+)
+
+
+def run_without_package(load: str, call: str, file: Path, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    tensors = file.with_name("tensors.pt")
+    with torch.no_grad():
+        torch.save((inputs, model(*inputs)), tensors)
     process = subprocess.run(
-        [sys.executable, "-c", LOAD.format(load=load, call=call), library_path(), model, folder / "tensors.pt"],
-        cwd=folder,
+        [sys.executable, "-c", LOAD.format(load=load, call=call), library_path(), file, tensors],
+        cwd=file.parent,
         env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
         capture_output=True,
         text=True,
@@ -330,31 +348,64 @@ def run_without_package(load: str, call: str, model: Path, case: Case, folder: P
     assert process.returncode == 0, process.stderr
 
 
-@needs_library
-def test_native_torchscript_runs_with_the_library_alone(tmp_path):
-    case = Case("script", 2, (6, 7), 4, Geometry(2, stride=(2, 1)))
-    with export_form("native"):
-        trace(case, torch.float32).save(tmp_path / "op.torchscript")
-    run_without_package("torch.jit.load", "model", tmp_path / "op.torchscript", case, tmp_path)
+def native_program(model: nn.Module, inputs: tuple[Tensor, ...], operator: str) -> torch.export.ExportedProgram:
+    with export_form("native"), torch.no_grad():
+        program = torch.export.export(model, inputs)
+    assert f"yolo_dcnv4.{operator}.default" in {str(node.target) for node in program.graph.nodes}
+    return program
 
 
 @needs_library
-def test_native_exported_program_runs_with_the_library_alone(tmp_path):
-    case = Case("program", 2, (6, 7), 4, Geometry(2))
-    inputs = case.inputs(torch.float32)
-    with export_form("native"):
-        program = torch.export.export(Op(case.geometry), (inputs.value, inputs.offset_mask))
-    assert any("dcnv4" in str(node.target) for node in program.graph.nodes)
-    torch.export.save(program, tmp_path / "op.pt2")
-    run_without_package("torch.export.load", "model.module()", tmp_path / "op.pt2", case, tmp_path)
+@NATIVE
+def test_native_torchscript_runs_with_the_library_alone(make, operator, tmp_path):
+    model, inputs = make()
+    with export_form("native"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, inputs, check_trace=False)
+    assert f"yolo_dcnv4::{operator}" in kinds(traced.inlined_graph)
+    traced.save(tmp_path / "op.torchscript")
+    run_without_package("torch.jit.load", "model", tmp_path / "op.torchscript", model, inputs)
 
 
 @needs_library
+@NATIVE
+def test_native_exported_program_runs_with_the_library_alone(make, operator, tmp_path):
+    model, inputs = make()
+    torch.export.save(native_program(model, inputs, operator), tmp_path / "op.pt2")
+    run_without_package("torch.export.load", "model.module()", tmp_path / "op.pt2", model, inputs)
+
+
+@needs_library
+@NATIVE
 @pytest.mark.slow
-def test_native_aot_inductor_package_runs_with_the_library_alone(tmp_path):
-    case = Case("package", 2, (6, 7), 4, Geometry(2))
-    inputs = case.inputs(torch.float32)
-    with export_form("native"):
-        program = torch.export.export(Op(case.geometry), (inputs.value, inputs.offset_mask))
+def test_native_aot_inductor_package_runs_with_the_library_alone(make, operator, tmp_path):
+    model, inputs = make()
+    program = native_program(model, inputs, operator)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "op.pt2"))
-    run_without_package("torch._inductor.aoti_load_package", "model", Path(package), case, tmp_path)
+    # torch 2.10 loads packages only where this has been imported
+    load = "__import__('torch._inductor.codecache')._inductor.aoti_load_package"
+    run_without_package(load, "model", Path(package), model, inputs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_projections_in_one_tensor_are_taken_apart_at_constants(dynamic, tmp_path):
+    """What an optimiser would have to fold first is a burden to runtimes that take the file as it is."""
+    onnx = pytest.importorskip("onnx")
+    layer, inputs = packed_model()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            layer,
+            inputs,
+            str(tmp_path / "layer.onnx"),
+            dynamo=False,
+            opset_version=18,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}} if dynamic else None,
+        )
+    graph = onnx.load(tmp_path / "layer.onnx").graph
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    constants |= {tensor.name for tensor in graph.initializer}
+    slices = [node for node in graph.node if node.op_type == "Slice" and "packed_proj" in node.input[0]]
+    assert len(slices) == 2
+    assert {name for node in slices for name in node.input[1:]} <= constants

@@ -80,7 +80,8 @@ class DCNv4Core(nn.Module):
         if offset_mask is None:
             return dcnv4_packed(
                 value,
-                channels=value.shape[-1] - self.entries,
+                # a plain number: as a traced size it would leave as arithmetic at every slice
+                channels=int(value.shape[-1]) - self.entries,
                 groups=self.group,
                 window=self.window,
                 offset_scale=self.offset_scale,
