@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tables
 import ultralytics
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import check_yaml
@@ -108,7 +109,7 @@ def rows(document: str) -> dict[str, list[str]]:
 
 @same_head
 def test_readme_table_is_fresh_at_the_smallest_scale():
-    tables, shown = load("docs/scripts/tables.py"), rows("README.md")
+    shown = rows("README.md")
     assert list(shown) == list(tables.MODELS)
     names = [name for name in shown if check_yaml(name.format("").split("-dcnv4")[0] + ".yaml", hard=False)]
     assert [shown[name][0] for name in names] == tables.cells("n", names)
@@ -119,7 +120,7 @@ def test_readme_table_is_fresh_at_the_smallest_scale():
 def test_tables_are_fresh():
     if ultralytics.__version__ != "8.4.190":
         pytest.skip("docs/models.md tells what 8.4.190 has")
-    assert load("docs/scripts/tables.py").main(["check=1"]) == 0
+    assert tables.main(["check=1"]) == 0
 
 
 def test_every_shipped_model_has_its_row():
@@ -135,9 +136,8 @@ def test_every_shipped_model_has_its_row():
 
 
 def test_stale_tables_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    tables = load("docs/scripts/tables.py")
     monkeypatch.setattr(tables, "cell", lambda model: "0.00 M, 0.0")
-    monkeypatch.setattr(tables, "ultralytics_table", str)
+    monkeypatch.setitem(tables.PAGES["docs/models.md"], "ultralytics", str)
     assert tables.main(["check=1"]) == 1
     assert "stale tables in README.md, docs/models.md" in capsys.readouterr().err
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
+import chinese
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
-
-
-@pytest.fixture
-def chinese() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("chinese", ROOT / "docs" / "scripts" / "chinese.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def without_generated(text: str) -> str:
@@ -34,7 +25,7 @@ def figures(text: str) -> list[str]:
     return re.findall(r"\d+(?:\.\d+)*", text)
 
 
-def test_generated_parts_are_fresh_and_hold_the_same_figures(chinese: ModuleType):
+def test_generated_parts_are_fresh_and_hold_the_same_figures():
     assert chinese.main(["check=1"]) == 0
     rows = [re.findall(r"^\|.*\d\d.*$", text, re.MULTILINE) for text in (ENGLISH, CHINESE)]
     assert len(rows[0]) > 15
@@ -42,7 +33,7 @@ def test_generated_parts_are_fresh_and_hold_the_same_figures(chinese: ModuleType
         assert sorted(figures(translated)) == sorted(figures(english))
 
 
-def test_stale_part_is_noticed(chinese: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+def test_stale_part_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     (tmp_path / "README.md").write_text(ENGLISH.replace("3.16 M, 8.9", "3.17 M, 8.9"), encoding="utf-8")
     (tmp_path / "README.zh.md").write_text(CHINESE, encoding="utf-8")
     monkeypatch.setattr(chinese, "ROOT", tmp_path)
@@ -54,12 +45,12 @@ def test_stale_part_is_noticed(chinese: ModuleType, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("line", ["| `yolov8{}.yaml` | no such place | 3.16 M, 8.9 |", "No such line."])
-def test_words_without_chinese_are_refused(chinese: ModuleType, line: str):
+def test_words_without_chinese_are_refused(line: str):
     with pytest.raises(ValueError, match=r"chinese\.yaml has no (cell|line) '[Nn]o such"):
         chinese.in_chinese(line)
 
 
-def test_other_parts_are_refused(chinese: ModuleType):
+def test_other_parts_are_refused():
     with pytest.raises(ValueError, match=r"README.md has the parts models, .*, README.zh.md "):
         chinese.with_parts("", ENGLISH)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from generated import ROOT, write_or_check
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PART = re.compile(r"(<!-- (\w+) begin: .+ -->\n)(.*?)(\n<!-- \2 end -->)", re.DOTALL)
 # cells that stay: file names, figures, rules, scales, runtimes with a size
@@ -69,18 +69,11 @@ def with_parts(text: str, english: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Write or check README.zh.md."""
-    if list(arguments) not in ([], ["check=1"]):
-        print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
-        return 2
-    page = ROOT / "README.zh.md"
-    text = page.read_text(encoding="utf-8")
-    fresh = with_parts(text, (ROOT / "README.md").read_text(encoding="utf-8"))
-    if not arguments:
-        page.write_text(fresh, encoding="utf-8")
-    elif text != fresh:
-        print("stale tables in README.zh.md; run python docs/scripts/chinese.py", file=sys.stderr)
-        return 1
-    return 0
+
+    def refresh(text: str) -> str:
+        return with_parts(text, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+    return write_or_check({"README.zh.md": refresh}, "chinese.py", arguments, ROOT)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ With check=1 nothing is written, and the exit status is 1 where a table is stale
 
 from __future__ import annotations
 
+import functools
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from generated import ROOT, with_parts, write_or_check
+
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
@@ -126,42 +127,18 @@ def export_table() -> str:
     )
 
 
-DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed_table, "export": export_table},
     "docs/performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
 }
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """Return a document with a table between its markers.
-
-    Raises:
-        ValueError: The markers are missing.
-    """
-    begin, end = f"<!-- {name} begin: python docs/scripts/measurements.py -->", f"<!-- {name} end -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"the document must hold the lines {begin!r} and {end!r} once each")
-    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Write or check the documents."""
-    if list(arguments) not in ([], ["check=1"]):
-        print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
-        return 2
-    stale = []
-    for name, tables in DOCUMENTS.items():
-        path = ROOT / name
-        text = fresh = path.read_text(encoding="utf-8")
-        for part, make in tables.items():
-            fresh = with_table(fresh, part, make())
-        if not arguments:
-            path.write_text(fresh, encoding="utf-8")
-        elif text != fresh:
-            stale.append(name)
-    if stale:
-        print(f"stale tables in {', '.join(stale)}; run python docs/scripts/measurements.py", file=sys.stderr)
-    return 1 if stale else 0
+    """Write or check the pages."""
+    pages = {
+        name: functools.partial(with_parts, parts=parts, script="measurements.py") for name, parts in PAGES.items()
+    }
+    return write_or_check(pages, "measurements.py", arguments)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ With check=1 nothing is written, and the exit status is 1 where a table is stale
 from __future__ import annotations
 
 import functools
-import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from generated import ROOT, with_parts, write_or_check
 
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES
 
-ROOT = Path(__file__).resolve().parents[2]
 SCALES = "nsmlx"
 # what the README shows; docs/models.md has all
 MODELS = {
@@ -129,39 +129,16 @@ def ultralytics_table() -> str:
     return "\n".join([*lines, *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items())])
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """Return a document with a table between its markers.
-
-    Raises:
-        ValueError: The markers are missing.
-    """
-    begin, end = f"<!-- {name} begin: python docs/scripts/tables.py -->", f"<!-- {name} end -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"the document must hold the lines {begin!r} and {end!r} once each")
-    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"models": lambda: table(MODELS, SCALES)},
+    "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write or check the documents."""
-    if list(arguments) not in ([], ["check=1"]):
-        print(f"expected no argument or check=1, got {' '.join(arguments)!r}", file=sys.stderr)
-        return 2
-    documents = {
-        "README.md": {"models": lambda: table(MODELS, SCALES)},
-        "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
-    }
-    stale = []
-    for name, tables in documents.items():
-        text = fresh = (ROOT / name).read_text(encoding="utf-8")
-        for part, make in tables.items():
-            fresh = with_table(fresh, part, make())
-        if not arguments:
-            (ROOT / name).write_text(fresh, encoding="utf-8")
-        elif text != fresh:
-            stale.append(name)
-    if stale:
-        print(f"stale tables in {', '.join(stale)}; run python docs/scripts/tables.py", file=sys.stderr)
-    return 1 if stale else 0
+    """Write or check the pages."""
+    pages = {name: functools.partial(with_parts, parts=parts, script="tables.py") for name, parts in PAGES.items()}
+    return write_or_check(pages, "tables.py", arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import pictures
 import pytest
 import torch
 from PIL import Image
@@ -11,20 +10,11 @@ from ultralytics import YOLO
 
 from yolo_dcnv4.demo_data import write_demo_data
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"sampling-before-training.png", "sampling-after-training.png"}
 
 
-@pytest.fixture
-def pictures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "scripts" / "pictures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_pictures_are_drawn_from_what_the_demo_leaves(
-    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     demo = tmp_path / "demo"
     write_demo_data(demo / "shapes", train=1, val=3)
@@ -41,13 +31,13 @@ def test_pictures_are_drawn_from_what_the_demo_leaves(
 
 
 def test_committed_pictures_are_small_and_whole():
-    files = list((ROOT / "docs" / "pictures").iterdir())
+    files = list(pictures.PICTURES.iterdir())
     assert NAMES <= {file.name for file in files}
     for file in files:
         assert file.stat().st_size <= 200_000
         Image.open(file).verify()
 
 
-def test_wrong_argument(pictures: ModuleType, capsys: pytest.CaptureFixture[str]):
+def test_wrong_argument(capsys: pytest.CaptureFixture[str]):
     assert pictures.main(["size=3"]) == 2
     assert "unknown argument 'size=3'" in capsys.readouterr().err
