@@ -22,6 +22,7 @@ from ultralytics.utils import ASSETS, LOGGER
 
 from yolo_dcnv4.demo_data import write_demo_data
 from yolo_dcnv4.modules import DCNv4
+from yolo_dcnv4.ops.export import current_form
 from yolo_dcnv4.registry import export_formats
 
 from .environments import THIS_PACKAGE, make_environment
@@ -397,6 +398,42 @@ def test_opset_that_tensorrt_misreads(model: Path, file_format: str, warned):
     export_formats.prepare_export(export)
     assert export.args.opset == 19
     assert not [m for m in warned()[2:] if "TensorRT would sample" in m and "opset=19" in m]
+
+
+def test_engine_gets_an_opset_that_tensorrt_reads(model: Path):
+    export = exporter(YOLO(model).model, "engine")
+    export_formats.prepare_export(export)
+    assert export.args.opset == export_formats.DEFAULT_OPSET
+
+
+class OldExporter:
+    """Fires the event before it takes up the model, as releases before 8.3.200 do."""
+
+    def __init__(self, file_format: str):
+        self.args = SimpleNamespace(format=file_format, opset=None)
+        self.forms: list[str] = []
+
+    def __call__(self, model: nn.Module) -> list[str]:
+        export_formats.prepare_export(self)
+        self.model = model
+        self.export_torchscript()
+        self.export_ncnn(prefix="NCNN:")
+        return self.forms
+
+    def export_torchscript(self):
+        self.forms.append(current_form())
+
+    def export_ncnn(self, prefix: str):
+        self.forms.append(f"{prefix} {current_form()}")
+
+
+def test_release_that_tells_of_the_export_before_it_has_the_model(model: Path):
+    own = YOLO(model).model
+    assert OldExporter("ncnn")(own) == ["grid_sample_finite", "NCNN: grid_sample_finite"]
+    assert OldExporter("ncnn")(nn.Conv2d(1, 1, 1)) == ["grid_sample", "NCNN: grid_sample"]
+    with pytest.raises(ValueError, match="format=paddle cannot hold DCNv4"):
+        OldExporter("paddle")(own)
+    assert OldExporter("paddle")(nn.Conv2d(1, 1, 1)) == ["grid_sample", "NCNN: grid_sample"]
 
 
 def test_every_format_of_ultralytics_is_accounted_for():

@@ -49,21 +49,45 @@ class Environments:
 
     def ultralytics(self, cell: Cell, torch_python: Path) -> Path:
         """Return the folder with that ultralytics and all it needs except torch."""
-        home = self.cache / f"ultralytics-{cell.ultralytics}"
-        site = Path(_run(str(torch_python), "-c", _SITE, str(home)).strip())
         wanted = (f"ultralytics=={cell.ultralytics}", *cell.pins)
+        return self.beside(torch_python, f"ultralytics-{cell.ultralytics}", *wanted)
+
+    def beside(self, torch_python: Path, name: str, *wanted: str) -> Path:
+        """Return the folder with packages and all they need except what stands beside torch.
+
+        Args:
+            torch_python: Python of the environment with torch.
+            name: Name of the environment.
+            wanted: Requirements.
+        """
+        home = self.cache / name
+        site = Path(self.site_of(home))
         if _is_done(home, *wanted):
             return site
         shutil.rmtree(home, ignore_errors=True)
         _run(str(torch_python), "-m", "venv", "--without-pip", str(home))
-        beside = site / "torch.pth"
+        torch_path = site / "torch.pth"
         # pip finds torch installed, and lays what it pins otherwise beside it
-        beside.write_text(_run(str(torch_python), "-c", _SITE, str(torch_python.parents[1])))
+        torch_path.write_text(self.site_of(torch_python.parents[1]))
         pip = (str(torch_python), "-m", "pip", "--python", str(home / "bin" / "python"))
         _run(*pip, "install", "--quiet", *wanted)
-        beside.unlink()
+        torch_path.unlink()
         _done(home, *wanted)
         return site
+
+    def site_of(self, home: Path) -> str:
+        """Return the folder of packages of an environment."""
+        return _run(sys.executable, "-c", _SITE, str(home)).strip()
+
+    def source(self, version: str) -> Path:
+        """Return the folder with the source distribution of an ultralytics, which holds its tests."""
+        folder = self.cache / "source"
+        unpacked = folder / f"ultralytics-{version}"
+        if not unpacked.is_dir():
+            words = ("--quiet", "--no-deps", "--no-binary", "ultralytics", "--dest", str(folder))
+            _run(sys.executable, "-m", "pip", "download", *words, f"ultralytics=={version}")
+            shutil.unpack_archive(folder / f"ultralytics-{version}.tar.gz", folder)
+        return unpacked
 
     def install_package(self, torch_python: Path) -> None:
         """Build a wheel of the checkout, compiled library included where there is one, and unpack it."""

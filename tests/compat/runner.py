@@ -37,7 +37,7 @@ def run_matrix(cache: Path, ultralytics: Sequence[str] = (), torches: Sequence[s
     cells = list(_select(newest, ultralytics))
     wanted = list(dict.fromkeys(wanted))
     environments.install_package(environments.torch(wanted[0]))
-    tree = _tree()
+    package = tree()
     for version in wanted:
         python = environments.torch(version)
         for cell in cells:
@@ -48,7 +48,7 @@ def run_matrix(cache: Path, ultralytics: Sequence[str] = (), torches: Sequence[s
             start = time.monotonic()
             result = _run_cell(cell, version, environments, python, site)
             result["seconds"] = round(time.monotonic() - start)
-            _store(result | {"tree": tree})
+            _store(result | {"tree": package})
             print(f"  {result['seconds']} s: {_summary(result)}", flush=True)
 
 
@@ -151,7 +151,7 @@ def number_of(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _tree() -> str:
+def tree() -> str:
     """Return git's hash of the package's content, which a rebase leaves as it is."""
     git = ("git", "-C", str(CHECKOUT))
     done = subprocess.run([*git, "rev-parse", "HEAD:yolo_dcnv4"], capture_output=True, text=True, check=False)

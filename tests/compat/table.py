@@ -114,19 +114,19 @@ def matrix(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_matrix(text: str, table: str) -> str:
-    """Return the page's text with the table between its markers.
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """Return the page's text with the content between two markers.
 
     Raises:
         ValueError: The markers are missing.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{PAGE.name} must hold the lines {BEGIN!r} and {END!r} once each")
-    pattern = f"{re.escape(BEGIN)}.*{re.escape(END)}"
-    return re.sub(pattern, lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{PAGE.name} must hold the lines {begin!r} and {end!r} once each")
+    pattern = f"{re.escape(begin)}.*{re.escape(end)}"
+    return re.sub(pattern, lambda _: f"{begin}\n{content}\n{end}", text, flags=re.DOTALL)
 
 
 def write(page: Path = PAGE) -> None:
     """Write the table into the page anew."""
-    text = page.read_text(encoding="utf-8")
-    page.write_text(with_matrix(text, matrix(json.loads(RESULTS.read_text(encoding="utf-8")))), encoding="utf-8")
+    text, content = page.read_text(encoding="utf-8"), matrix(json.loads(RESULTS.read_text(encoding="utf-8")))
+    page.write_text(between(text, BEGIN, END, content), encoding="utf-8")

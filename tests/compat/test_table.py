@@ -78,9 +78,9 @@ def test_oldest_must_pass_with_every_torch_and_without_help():
 
 
 def test_page_needs_its_markers():
-    assert table.with_matrix(f"a\n{table.BEGIN}\nold\n{table.END}\n", "new") == f"a\n{table.BEGIN}\nnew\n{table.END}\n"
+    assert table.between("a\n<\nold\n>\n", "<", ">", "new") == "a\n<\nnew\n>\n"
     with pytest.raises(ValueError, match="once each"):
-        table.with_matrix("nothing", "new")
+        table.between("nothing", "<", ">", "new")
 
 
 def test_command_refuses_unknown_options(capsys):
