@@ -36,8 +36,8 @@ def _replaced() -> dict[str, dict[int, str]]:
     ):
         for task in ("", "-seg", "-pose", "-obb"):
             places = {"backbone": backbone, "neck": neck, "full": (2, *backbone, *neck)}
-            files |= {f"{family}{task}-dcnv4-{place}": dict.fromkeys(at, block) for place, at in places.items()}
-        files[f"{family}-cls-dcnv4-backbone"] = dict.fromkeys(backbone, block)
+            files |= {f"{family}-dcnv4-{place}{task}": dict.fromkeys(at, block) for place, at in places.items()}
+        files[f"{family}-dcnv4-backbone-cls"] = dict.fromkeys(backbone, block)
     files["yolov8-dcnv4-conv"] = dict.fromkeys((3, 5, 7), "DCNv4Conv")
     files["yolov8-rtdetr-dcnv4-backbone"] = dict.fromkeys(backbone, "C2f_DCNv4")
     files["yolov5-dcnv4-backbone"] = dict.fromkeys(backbone, "C3_DCNv4")
@@ -215,10 +215,10 @@ def _run(name: str, folder: Path) -> None:
 
 # one of each task, of each block, of YOLO26's attention in C3k2, of RT-DETR
 SAMPLE = (
-    "yolov8n-seg-dcnv4-backbone.yaml",
-    "yolo11n-pose-dcnv4-neck.yaml",
-    "yolo26n-obb-dcnv4-full.yaml",
-    "yolo26n-cls-dcnv4-backbone.yaml",
+    "yolov8n-dcnv4-backbone-seg.yaml",
+    "yolo11n-dcnv4-neck-pose.yaml",
+    "yolo26n-dcnv4-full-obb.yaml",
+    "yolo26n-dcnv4-backbone-cls.yaml",
     "yolov5n-dcnv4-backbone.yaml",
     "yolov8n-rtdetr-dcnv4-backbone.yaml",
 )

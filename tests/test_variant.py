@@ -101,7 +101,7 @@ def test_line_ends_and_byte_order_mark_stay(ending: str, mark: str):
 
 def test_names():
     assert write_variant("yolov8n.yaml", "backbone").file == Path("yolov8-dcnv4-backbone.yaml")
-    assert write_variant("yolov8s-seg.yaml", "8,4").usage == "yolov8s-seg-dcnv4-4-8.yaml"
+    assert write_variant("yolov8s-seg.yaml", "8,4").usage == "yolov8s-dcnv4-4-8-seg.yaml"
     variant = write_variant("yolo11.yaml", "neck", "deep/own-yolo11.yaml")
     assert variant.file.is_file() and variant.usage == str(Path("deep/own-yolo11n.yaml"))
     assert variant.base.name == "yolo11.yaml" and variant.base.is_absolute()

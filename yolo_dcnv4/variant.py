@@ -71,7 +71,8 @@ def write_variant(
         model: YAML of ultralytics, of this package or your own: a bare name, a scale letter in it or not, or a path.
         where: `"backbone"`: the backbone's blocks from P3 (stride 8) on; `"neck"`: the blocks of the YAML's `head`;
             `"full"`: all blocks of both; or numbers of layers, such as `[4, 6, 8]` or `"4,6,8"`.
-        out: File to write. `None` puts `<model>-dcnv4-<where>.yaml` into the working directory.
+        out: File to write. `None` puts `<model>-dcnv4-<where>.yaml`, the task last, into the working
+            directory.
         layout: `"keep"` changes nothing but the names of the modules, and adds a comment on top; `"plain"` drops the
             model's comments and writes one line per layer, with its number and, where it changes, its stride.
 
@@ -140,8 +141,19 @@ def _find(model: str | Path) -> Path:
         raise FileNotFoundError(f"model={str(model)!r}: no such YAML, here or in ultralytics; {error}") from None
 
 
+def variant_stem(stem: str, place: str) -> str:
+    """Return the name of a variant without `.yaml`: the task stays last, as ultralytics has it.
+
+    Args:
+        stem: Name of the model, such as `yolov8n-seg`.
+        place: Where DCNv4 is, such as `neck` or `4-6-8`.
+    """
+    model, task = re.fullmatch(r"(.+?)(-(?:cls|obb|pose|seg))?", stem).groups("")  # type: ignore[union-attr]
+    return f"{model}-dcnv4-{place}{task}"
+
+
 def _default_name(base: Path, place: str | tuple[int, ...]) -> str:
-    return f"{base.stem}-dcnv4-{_written(place).replace(',', '-')}.yaml"
+    return f"{variant_stem(base.stem, _written(place).replace(',', '-'))}.yaml"
 
 
 def _check_out(out: Path, base: Path) -> None:

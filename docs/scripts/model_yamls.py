@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolo_dcnv4 import write_variant
+from yolo_dcnv4.variant import variant_stem
 
 FOLDER = Path(__file__).resolve().parents[2] / "model_yamls"
 TASKS = ("", "-seg", "-pose", "-obb")
@@ -25,7 +26,9 @@ def _shipped() -> dict[str, tuple[str, str]]:
     models |= dict.fromkeys(("yolo12", "yolov5", "yolov8-rtdetr"), ("backbone",))
     # YOLOv10 is another architecture at each scale
     models |= dict.fromkeys((f"yolov10{scale}" for scale in "nsmblx"), ("backbone",))
-    files = {f"{model}-dcnv4-{place}.yaml": (f"{model}.yaml", place) for model in models for place in models[model]}
+    files = {
+        f"{variant_stem(model, place)}.yaml": (f"{model}.yaml", place) for model in models for place in models[model]
+    }
     return files | {"yolov8-dcnv4-conv.yaml": ("yolov8.yaml", "3,5,7")}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from generated import ROOT, with_parts, write_or_check
 
 from yolo_dcnv4 import compare, write_variant
-from yolo_dcnv4.variant import PLACES
+from yolo_dcnv4.variant import PLACES, variant_stem
 
 SCALES = "nsmlx"
 # what the README shows; docs/models.md has all
@@ -82,7 +82,7 @@ def shipped_places(stem: str, scales: str) -> dict[str, str]:
     """Map a plain model and the shipped variants of it to where DCNv4 is, as the files say on top."""
     places = {f"{stem}.yaml": "-"}
     for variant in (*PLACES, "conv"):
-        name = f"{stem}-dcnv4-{variant}.yaml"
+        name = f"{variant_stem(stem, variant)}.yaml"
         layers: dict[str, list[str]] = {}
         for scale in scales:
             files = (ROOT / "model_yamls" / name.format(letter) for letter in ("", scale))
