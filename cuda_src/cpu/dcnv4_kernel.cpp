@@ -271,9 +271,12 @@ inline __attribute__((always_inline)) const A* in_opmath(const T* entries, const
 
 // The points of a record as two neighbouring rows and columns that always lie inside the image, with tents for weights:
 // max(0, 1 - |x - column|), so points at and beyond the border need no case of their own. NaN gives zero weights.
+// There is room for several records: their points are found first, and their pixels gathered then, which lets the
+// processor do both at once.
 template <typename A>
 struct Taps {
   static constexpr int kMost = 64;  // points; larger windows take their points one by one
+  static constexpr int kStep = 16;  // a record's points begin at a multiple, with a vector of their own
 
   int y[kMost], x[kMost];
   A weight[4][kMost];
@@ -296,7 +299,8 @@ struct Grid {
     const Window& w = p.window;
     const int half_h = w.dilation_h * (w.kernel_h - 1) / 2, half_w = w.dilation_w * (w.kernel_w - 1) / 2;
     const A scale = static_cast<A>(p.offset_scale);
-    for (int k = 0; k < p.points; ++k) {
+    // larger windows go without
+    for (int k = 0; k < p.points && k < Taps<A>::kMost; ++k) {
       const int place = p.remove_center && k >= p.points / 2 ? k + 1 : k;
       x[k] = (place / w.kernel_h * w.dilation_w - half_w) * scale;
       y[k] = (place % w.kernel_h * w.dilation_h - half_h) * scale;
@@ -313,7 +317,8 @@ inline A tent(A exists, A distance) {
 // `points` is constant where the compiler is to unroll and vectorise for it
 template <typename T, typename A>
 inline __attribute__((always_inline)) void find_taps(
-    const Problem& p, const Grid<A>& grid, const T* entries, int out_y, int out_x, const int points, Taps<A>& taps) {
+    const Problem& p, const Grid<A>& grid, const T* entries, int out_y, int out_x, const int points, Taps<A>& taps,
+    const int first) {
   A room[3 * Taps<A>::kMost];
   const A* record = in_opmath(entries, 3 * points, room);
   const Window& w = p.window;
@@ -335,32 +340,34 @@ inline __attribute__((always_inline)) void find_taps(
     const A left = tent(A{1}, dx), right = tent(columns.second_exists, dx - 1);
     const A top = tent(A{1}, dy), bottom = tent(rows.second_exists, dy - 1);
     const A m = record[2 * points + k];
-    taps.x[k] = column;
-    taps.y[k] = row;
-    taps.weight[0][k] = m * top * left;
-    taps.weight[1][k] = m * top * right;
-    taps.weight[2][k] = m * bottom * left;
-    taps.weight[3][k] = m * bottom * right;
+    taps.x[first + k] = column;
+    taps.y[first + k] = row;
+    taps.weight[0][first + k] = m * top * left;
+    taps.weight[1][first + k] = m * top * right;
+    taps.weight[2][first + k] = m * bottom * left;
+    taps.weight[3][first + k] = m * bottom * right;
   }
 }
 
 // sums of `width` channels over the points; false where they are not finite
 template <int width, typename T, typename A>
 inline __attribute__((always_inline)) bool aggregate(
-    const Problem& p, const Taps<A>& taps, const int points, const T* group, T* out) {
+    const Problem& p, const Taps<A>& taps, const int first, const int points, const T* group, T* out) {
   const int64_t right = p.width > 1 ? p.value.w : 0, down = p.height > 1 ? p.value.h : 0;
-  typename Lanes<A, width>::type sum = {}, pixel = {};
+  // a sum for each corner: additions to one would wait for each other
+  typename Lanes<A, width>::type sums[4] = {}, pixel = {};
   for (int k = 0; k < points; ++k) {
-    const T* row = group + taps.y[k] * p.value.h + taps.x[k] * p.value.w;
+    const T* row = group + taps.y[first + k] * p.value.h + taps.x[first + k] * p.value.w;
     load_lanes<width, T, A>(row, pixel);
-    sum += taps.weight[0][k] * pixel;
+    sums[0] += taps.weight[0][first + k] * pixel;
     load_lanes<width, T, A>(row + right, pixel);
-    sum += taps.weight[1][k] * pixel;
+    sums[1] += taps.weight[1][first + k] * pixel;
     load_lanes<width, T, A>(row + down, pixel);
-    sum += taps.weight[2][k] * pixel;
+    sums[2] += taps.weight[2][first + k] * pixel;
     load_lanes<width, T, A>(row + down + right, pixel);
-    sum += taps.weight[3][k] * pixel;
+    sums[3] += taps.weight[3][first + k] * pixel;
   }
+  const typename Lanes<A, width>::type sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   store_lanes<width, T, A>(sum, out);
   A probe = 0;
   for (int c = 0; c < width; ++c) probe += sum[c] * 0;
@@ -391,18 +398,40 @@ void aggregate_strictly(const Problem& p, const T* record, int out_y, int out_x,
 
 template <typename T, typename A>
 inline __attribute__((always_inline)) bool aggregate_group(
-    const Problem& p, const Taps<A>& taps, const int points, const T* group, T* out) {
+    const Problem& p, const Taps<A>& taps, const int first, const int points, const T* group, T* out) {
   bool finite = true;
   int c = 0;
 #if !defined(__AVX512F__)
   // eight numbers are the most that one instruction widens
   if constexpr (!IsHalf<T>::value)
 #endif
-    for (; c + 16 <= p.group_width; c += 16) finite &= aggregate<16, T, A>(p, taps, points, group + c, out + c);
-  for (; c + 8 <= p.group_width; c += 8) finite &= aggregate<8, T, A>(p, taps, points, group + c, out + c);
-  for (; c + 4 <= p.group_width; c += 4) finite &= aggregate<4, T, A>(p, taps, points, group + c, out + c);
-  for (; c < p.group_width; ++c) finite &= aggregate<1, T, A>(p, taps, points, group + c, out + c);
+    for (; c + 16 <= p.group_width; c += 16) finite &= aggregate<16, T, A>(p, taps, first, points, group + c, out + c);
+  for (; c + 8 <= p.group_width; c += 8) finite &= aggregate<8, T, A>(p, taps, first, points, group + c, out + c);
+  for (; c + 4 <= p.group_width; c += 4) finite &= aggregate<4, T, A>(p, taps, first, points, group + c, out + c);
+  for (; c < p.group_width; ++c) finite &= aggregate<1, T, A>(p, taps, first, points, group + c, out + c);
   return finite;
+}
+
+// the groups of one output pixel; `points` as in find_taps
+template <typename T, typename A>
+inline __attribute__((always_inline)) void forward_pixel(
+    const Problem& p, const Grid<A>& grid, const T* records, const T* value, int out_y, int out_x, const int points,
+    Taps<A>& taps, T* out) {
+  const int64_t record = 3 * static_cast<int64_t>(p.points);
+  const int room = (points + Taps<A>::kStep - 1) / Taps<A>::kStep * Taps<A>::kStep;
+  for (int begin = 0, end; begin < p.groups; begin = end) {
+    end = p.groups - begin < Taps<A>::kMost / room ? p.groups : begin + Taps<A>::kMost / room;
+    for (int g = begin; g < end; ++g) {
+      find_taps(p, grid, records + g * record, out_y, out_x, points, taps, (g - begin) * room);
+    }
+    for (int g = begin; g < end; ++g) {
+      const int64_t channel = static_cast<int64_t>(g) * p.group_width;
+      // a zero weight times an infinite or NaN pixel: points outside must not feel it
+      if (!aggregate_group<T>(p, taps, (g - begin) * room, points, value + channel, out + channel)) {
+        aggregate_strictly(p, records + g * record, out_y, out_x, value + channel, out + channel);
+      }
+    }
+  }
 }
 
 template <typename T>
@@ -418,20 +447,17 @@ void forward(const ForwardArgs& args, int64_t begin, int64_t end) {
     const T* value = static_cast<const T*>(args.value) + n * p.value.n;
     const T* records = static_cast<const T*>(args.offset_mask) + n * p.offset_mask.n + out_y * p.offset_mask.h;
     T* out = static_cast<T*>(args.out) + line * p.out_width * p.channels();
-    for (int out_x = 0; out_x < p.out_width; ++out_x, records += p.offset_mask.w) {
-      for (int g = 0; g < p.groups; ++g, out += p.group_width) {
-        const T* record = records + static_cast<int64_t>(3) * p.points * g;
-        const T* group = value + static_cast<int64_t>(g) * p.group_width;
-        bool finite = false;
-        if (by_taps && p.points == 9) {
-          find_taps(p, grid, record, out_y, out_x, 9, taps);
-          finite = aggregate_group<T>(p, taps, 9, group, out);
-        } else if (by_taps) {
-          find_taps(p, grid, record, out_y, out_x, p.points, taps);
-          finite = aggregate_group<T>(p, taps, p.points, group, out);
+    for (int out_x = 0; out_x < p.out_width; ++out_x, records += p.offset_mask.w, out += p.channels()) {
+      if (by_taps && p.points == 9) {
+        forward_pixel(p, grid, records, value, out_y, out_x, 9, taps, out);
+      } else if (by_taps) {
+        forward_pixel(p, grid, records, value, out_y, out_x, p.points, taps, out);
+      } else {
+        for (int g = 0; g < p.groups; ++g) {
+          const int64_t channel = static_cast<int64_t>(g) * p.group_width;
+          aggregate_strictly(
+              p, records + 3 * static_cast<int64_t>(p.points) * g, out_y, out_x, value + channel, out + channel);
         }
-        // a zero weight times an infinite or NaN pixel: points outside must not feel it
-        if (!finite) aggregate_strictly(p, record, out_y, out_x, group, out);
       }
     }
   }

@@ -186,6 +186,7 @@ def _geometry_cases() -> list[Case]:
         Case("kernel1x7", geometry=Geometry(1, (1, 7), padding=(0, 3))),
         Case("kernel7x1", geometry=Geometry(1, (7, 1), padding=(3, 0))),
         Case("kernel7x7", size=(9, 8), geometry=Geometry(2, (7, 7), padding=(3, 3))),
+        Case("kernel9x9", size=(9, 8), geometry=Geometry(2, (9, 9), padding=(4, 4))),
         Case("kernel5x5-nopad", size=(9, 8), geometry=Geometry(1, (5, 5), padding=(0, 0))),
         Case("stride2", size=(9, 8), geometry=Geometry(2, stride=(2, 2))),
         Case("stride2x3", size=(9, 11), geometry=Geometry(2, stride=(2, 3))),
