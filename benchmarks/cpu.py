@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +19,13 @@ import torchvision
 from oracle import oracle, relative_error, torchvision_arguments
 from report import plot, save, table
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from yolo_dcnv4.ops import backend, dcnv4, dcnv4_reference
 
 MAPS = {"1x80x80x64, 4 groups": (1, 80, 80, 4, 16), "1x40x40x128, 8 groups": (1, 40, 40, 8, 16)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TURN_SECONDS = 0.2
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -62,16 +63,14 @@ def candidates(
     return functions, leaves, grad
 
 
-def milliseconds(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median time of each function, the functions taking turns."""
+def milliseconds(functions: dict[str, Callable[[], Any]], rounds: int, threads: int) -> dict[str, float]:
+    """Return the median time of each function, called again and again in its turn."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if turn:  # the first one warms up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+            timer = Timer("function()", globals={"function": function}, num_threads=threads)
+            times[name] += timer.blocked_autorange(min_run_time=TURN_SECONDS).times
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
 def measure(name: str, dtype_name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
@@ -79,13 +78,13 @@ def measure(name: str, dtype_name: str, threads: int, rounds: int) -> list[dict[
     torch.set_num_threads(threads)
     functions, leaves, grad = candidates(MAPS[name], DTYPES[dtype_name])
     with torch.no_grad():
-        forward = milliseconds(functions, rounds)
+        forward = milliseconds(functions, rounds, threads)
     outputs = {key: function() for key, function in functions.items()}
 
     def gradient(output: Tensor) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
 
-    backward = milliseconds({key: gradient(output) for key, output in outputs.items()}, rounds)
+    backward = milliseconds({key: gradient(output) for key, output in outputs.items()}, rounds, threads)
     rows = []
     for direction, times in (("forward", forward), ("backward", backward)):
         row: dict[str, Any] = {"map": name, "dtype": dtype_name, "threads": threads, "pass": direction}
@@ -102,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", help="file to write the figures to")
     parser.add_argument("--plot", help="PNG to draw")
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed calls of each function (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each function (default: %(default)s)")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="default: %(default)s")
     settings = parser.parse_args(arguments)
 
