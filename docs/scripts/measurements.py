@@ -17,6 +17,7 @@ from generated import ROOT, with_parts, write_or_check
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
+CPU = RESULTS / "2026-11-21-cpu-torch2.15.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 MODEL_COLUMNS = {
     "inference b1": "inference, batch 1",
@@ -43,8 +44,9 @@ def microseconds(value: float | None) -> str:
 def origin(document: dict[str, Any], path: Path, folder: str = "") -> str:
     """Say where figures come from; `folder` leads from the page to docs."""
     machine = document["machine"]
+    hardware = f"{machine['gpu']}, driver {machine['driver']}" if "gpu" in machine else machine["cpu"]
     return (
-        f"{machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{hardware}, torch {machine['torch']}, commit {machine['commit']}, "
         f"{machine['date']}: [results/{path.name}]({folder}results/{path.name})."
     )
 
@@ -95,6 +97,18 @@ def model_table() -> str:
     return f"{markdown(['model', *MODEL_COLUMNS.values()], rows)}\n\n{origin(document, MODEL)}"
 
 
+def cpu_table() -> str:
+    """Return the CPU operator's times next to torchvision's and the reference's."""
+    document = json.loads(CPU.read_text(encoding="utf-8"))
+    keys = ["ours ms", "torchvision ms", "reference ms", "torchvision / ours", "reference / ours"]
+    rows = []
+    for row in document["rows"]:
+        setting = f"{row['map']}, {row['dtype']}, {row['threads']} threads, {row['pass']}"
+        rows.append([setting, *("-" if row.get(key) is None else f"{row[key]:.3g}" for key in keys)])
+    header = ["milliseconds", *(key.removesuffix(" ms") for key in keys)]
+    return f"{markdown(header, rows)}\n\n{origin(document, CPU)}"
+
+
 def speed_table() -> str:
     """Return the part of it that the README shows."""
     document = json.loads(MODEL.read_text(encoding="utf-8"))
@@ -129,7 +143,7 @@ def export_table() -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed_table, "export": export_table},
-    "docs/performance.md": {"operator": operator_table, "means": means_table, "model": model_table},
+    "docs/performance.md": {"operator": operator_table, "means": means_table, "cpu": cpu_table, "model": model_table},
 }
 
 
