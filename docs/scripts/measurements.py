@@ -134,7 +134,7 @@ def export_table() -> str:
     machine, versions, settings = document["machine"], document["versions"], document["settings"]
     return (
         f"{markdown(header, rows)}\n\n"
-        f"{machine['cpu']}, {versions['cores']} cores with other work (load {versions['load']}), "
+        f"{machine['cpu']}, {versions['cores']} cores (load {versions['load']}), "
         f"{settings['threads']} thread, fastest of {settings['rounds']} runs taken in turns; torch {machine['torch']}, "
         f"ONNX Runtime {versions['onnxruntime']}, OpenVINO {versions['openvino']}, commit {machine['commit']}, "
         f"{machine['date']}: [results/{EXPORT.name}](docs/results/{EXPORT.name})."
