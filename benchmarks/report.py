@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from yolo_dcnv4.markdown import markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -55,13 +57,7 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     """Return a Markdown table; numbers with three or four digits, a dash for what is missing."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-
-    def line(words: Sequence[str]) -> str:
-        return "| " + " | ".join(word.ljust(width) for word, width in zip(words, widths, strict=True)) + " |"
-
-    return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])
+    return markdown_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows]).rstrip("\n")
 
 
 def _cell(value: Any) -> str:

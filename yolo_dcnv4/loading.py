@@ -73,12 +73,16 @@ def image_size(imgsz: int | Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep ultralytics' summaries, one line per model, off the screen."""
+def quiet(least: int = logging.WARNING) -> Iterator[None]:
+    """Keep ultralytics' summaries, one line per model, off the screen.
+
+    Args:
+        least: Level of `logging` from which messages are shown.
+    """
     from ultralytics.utils import LOGGER
 
     level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
+    LOGGER.setLevel(least)
     try:
         yield
     finally:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from yolo_dcnv4.loading import quiet
 from yolo_dcnv4.registry.pack import PACK
 
 PLACES = ("backbone", "neck", "full")
@@ -299,7 +299,7 @@ def _strides(config: dict[str, Any]) -> tuple[list[int | None], Exception | None
     activation = Conv.default_act
     try:
         # on the meta device nothing is computed or stored, however wide the model
-        with torch.device("meta"), torch.no_grad(), _quiet():
+        with torch.device("meta"), torch.no_grad(), quiet(logging.ERROR):
             channels = config.get("ch") or config.get("channels") or 3
             model, _ = parse_model(config, ch=channels, verbose=False)
             x: Any = torch.zeros(1, channels, size, size)
@@ -315,18 +315,6 @@ def _strides(config: dict[str, Any]) -> tuple[list[int | None], Exception | None
     finally:
         Conv.default_act = activation
     return strides + [None] * (number - len(strides)), failure
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
 
 
 def _edit(text: str, layers: Sequence[_Layer], modules: Mapping[int, str], name: str) -> str:

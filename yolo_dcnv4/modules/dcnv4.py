@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,32 +88,24 @@ class DCNv4Core(nn.Module):
                 offset_scale=self.offset_scale,
                 remove_center=self.remove_center,
             )
-        return dcnv4(
-            value,
-            offset_mask,
-            groups=self.group,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.pad,
-            dilation=self.dilation,
-            offset_scale=self.offset_scale,
-            remove_center=self.remove_center,
-        )
+        return dcnv4(value, offset_mask, **self._arguments())
 
     def sampling_points(self, value: Tensor, offset_mask: Tensor | None = None) -> SamplingPoints:
         """Return where `forward` samples for the same inputs, in pixels of `value`, and with which weights."""
         if offset_mask is None:
             offset_mask = value[..., -self.entries :]
-        return sampling_points(
-            offset_mask,
-            groups=self.group,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            padding=self.pad,
-            dilation=self.dilation,
-            offset_scale=self.offset_scale,
-            remove_center=self.remove_center,
-        )
+        return sampling_points(offset_mask, **self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "groups": self.group,
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.pad,
+            "dilation": self.dilation,
+            "offset_scale": self.offset_scale,
+            "remove_center": self.remove_center,
+        }
 
     def extra_repr(self) -> str:
         """Show the window."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolo_dcnv4.ops.sampling_points import opmath_dtype
 from yolo_dcnv4.ops.window import Window
 
 FORMS = ("grid_sample", "grid_sample_finite", "deform_conv", "native")
@@ -97,7 +98,7 @@ def decompose(
     points = win.points(remove_center)
     n, out_h, out_w, _ = offset_mask.shape
     # for half models too: positions need it, and ONNX Runtime's CUDA GridSample takes float32 alone
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    dtype = opmath_dtype(value.dtype)
     records = offset_mask[..., : 3 * groups * points].to(dtype).reshape(n, -1, groups, 3 * points)
     offsets, weights = records.split((2 * points, points), -1)
     weights = weights.softmax(-1) if softmax else weights

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
+from yolo_dcnv4.ops.sampling_points import opmath_dtype, split_records, unchecked_sampling_points
 from yolo_dcnv4.ops.window import Window
 
 
@@ -61,18 +62,6 @@ class _Corner(NamedTuple):
     slope_y: Tensor
 
 
-def _opmath(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _records(offset_mask: Tensor, groups: int, points: int, softmax: bool) -> tuple[Tensor, Tensor]:
-    """Return offsets (N, H_out, W_out, groups, K, 2) and weights (N, H_out, W_out, groups, K) in the opmath dtype."""
-    entries = offset_mask[..., : 3 * groups * points].to(_opmath(offset_mask.dtype))
-    records = entries.reshape(*offset_mask.shape[:3], groups, 3 * points)
-    weights = records[..., 2 * points :]
-    return records[..., : 2 * points].unflatten(-1, (points, 2)), weights.softmax(-1) if softmax else weights
-
-
 def _samples(
     offset_mask: Tensor,
     size: tuple[int, int],
@@ -83,20 +72,7 @@ def _samples(
     softmax: bool,
 ) -> _Samples:
     height, width = size
-    out_h, out_w = offset_mask.shape[1:3]
-    grid = win.grid(remove_center)
-    points = len(grid)
-    dtype, device = _opmath(offset_mask.dtype), offset_mask.device
-
-    offsets, weights = _records(offset_mask, groups, points, softmax)
-
-    grid_x = torch.tensor([i * win.dilation_w - win.half_w for i, _ in grid], dtype=dtype, device=device)
-    grid_y = torch.tensor([j * win.dilation_h - win.half_h for _, j in grid], dtype=dtype, device=device)
-    centers_x = torch.arange(out_w, dtype=dtype, device=device) * win.stride_w + (win.half_w - win.pad_w)
-    centers_y = torch.arange(out_h, dtype=dtype, device=device) * win.stride_h + (win.half_h - win.pad_h)
-    # in this order little is lost to rounding, and nothing but the last step with scale 1
-    x = (centers_x.view(1, 1, out_w, 1, 1) + grid_x * offset_scale) + offsets[..., 0] * offset_scale
-    y = (centers_y.view(1, out_h, 1, 1, 1) + grid_y * offset_scale) + offsets[..., 1] * offset_scale
+    x, y, _, _, weights = unchecked_sampling_points(offset_mask, groups, win, offset_scale, remove_center, softmax)
 
     # comparisons with NaN are false, so a NaN coordinate lies outside too
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
@@ -132,7 +108,7 @@ def reference_forward(
     out_h, out_w = offset_mask.shape[1:3]
     size, win = (height, width), Window.from_list(window)
     samples = _samples(offset_mask, size, groups, win, offset_scale, remove_center, softmax)
-    pixels = value.to(_opmath(value.dtype)).reshape(n, height * width, groups, channels // groups)
+    pixels = value.to(opmath_dtype(value.dtype)).reshape(n, height * width, groups, channels // groups)
     out = pixels.new_zeros(n, out_h * out_w, groups, channels // groups)
     for k in range(win.points(remove_center)):
         weight = samples.weights[..., k].reshape(n, out_h * out_w, groups, 1)
@@ -166,7 +142,7 @@ def reference_backward(
     size, win = (height, width), Window.from_list(window)
     points = win.points(remove_center)
     samples = _samples(offset_mask, size, groups, win, offset_scale, remove_center, softmax)
-    dtype = _opmath(value.dtype)
+    dtype = opmath_dtype(value.dtype)
     pixels = value.to(dtype).reshape(n, height * width, groups, channels // groups)
     grad = grad_output.to(dtype).reshape(n, out_h * out_w, groups, channels // groups)
 
@@ -192,7 +168,7 @@ def reference_backward(
     if needs_offset_mask:
         if softmax:
             # those of points outside too: the softmax runs over all of them
-            weights = _records(offset_mask, groups, points, softmax)[1].flatten(1, 2)
+            weights = split_records(offset_mask, groups, points, softmax)[1].flatten(1, 2)
             grad_weights = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
         records = torch.cat((grad_offsets.flatten(-2) * offset_scale, grad_weights), -1)
         records = records.reshape(n, out_h, out_w, 3 * groups * points)

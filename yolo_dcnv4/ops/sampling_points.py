@@ -1,4 +1,4 @@
-"""Where the operator samples, and with which weights: for pictures and statistics, no kernel uses it."""
+"""Where the operator samples, and with which weights: for the reference, pictures and statistics."""
 
 from __future__ import annotations
 
@@ -66,21 +66,41 @@ def sampling_points(
             f"offset_mask must be (N, H_out, W_out, R) with R of at least 3 * groups * K = {3 * groups * points}, "
             f"got shape {tuple(offset_mask.shape)}"
         )
-    dtype = torch.float64 if offset_mask.dtype == torch.float64 else torch.float32
-    records = offset_mask[..., : 3 * groups * points].to(dtype).unflatten(-1, (groups, 3 * points))
-    dx, dy = (records[..., : 2 * points] * offset_scale).unflatten(-1, (points, 2)).unbind(-1)
-    weights = records[..., 2 * points :]
+    return unchecked_sampling_points(offset_mask, groups, window, offset_scale, remove_center, softmax)
 
-    grid = torch.tensor(window.grid(remove_center), dtype=dtype, device=offset_mask.device)
-    grid_x = (grid[:, 0] * window.dilation_w - window.half_w) * offset_scale
-    grid_y = (grid[:, 1] * window.dilation_h - window.half_h) * offset_scale
-    rows, columns = (torch.arange(length, dtype=dtype, device=offset_mask.device) for length in offset_mask.shape[1:3])
-    centers_x = columns * window.stride_w + (window.half_w - window.pad_w)
-    centers_y = rows * window.stride_h + (window.half_h - window.pad_h)
+
+def unchecked_sampling_points(
+    offset_mask: Tensor, groups: int, win: Window, offset_scale: float, remove_center: bool, softmax: bool
+) -> SamplingPoints:
+    """Return what `sampling_points` returns, of arguments that have been checked."""
+    grid_points = win.grid(remove_center)
+    offsets, weights = split_records(offset_mask, groups, len(grid_points), softmax)
+    dx, dy = (offsets * offset_scale).unbind(-1)
+
+    grid = torch.tensor(grid_points, dtype=offsets.dtype, device=offsets.device)
+    grid_x = (grid[:, 0] * win.dilation_w - win.half_w) * offset_scale
+    grid_y = (grid[:, 1] * win.dilation_h - win.half_h) * offset_scale
+    rows, columns = (torch.arange(n, dtype=offsets.dtype, device=offsets.device) for n in offset_mask.shape[1:3])
+    centers_x = columns * win.stride_w + (win.half_w - win.pad_w)
+    centers_y = rows * win.stride_h + (win.half_h - win.pad_h)
+    # in this order little is lost to rounding, and nothing but the last step with scale 1
     return SamplingPoints(
-        x=centers_x.view(-1, 1, 1) + grid_x + dx,
-        y=centers_y.view(-1, 1, 1, 1) + grid_y + dy,
+        x=(centers_x.view(-1, 1, 1) + grid_x) + dx,
+        y=(centers_y.view(-1, 1, 1, 1) + grid_y) + dy,
         dx=dx,
         dy=dy,
-        weights=weights.softmax(-1) if softmax else weights,
+        weights=weights,
     )
+
+
+def split_records(offset_mask: Tensor, groups: int, points: int, softmax: bool) -> tuple[Tensor, Tensor]:
+    """Return offsets (N, H_out, W_out, groups, K, 2) and weights (N, H_out, W_out, groups, K) in the opmath dtype."""
+    entries = offset_mask[..., : 3 * groups * points].to(opmath_dtype(offset_mask.dtype))
+    records = entries.unflatten(-1, (groups, 3 * points))
+    weights = records[..., 2 * points :]
+    return records[..., : 2 * points].unflatten(-1, (points, 2)), weights.softmax(-1) if softmax else weights
+
+
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which the operator computes."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
