@@ -1,10 +1,15 @@
 #include <math.h>
 
+#include <atomic>
+#include <limits>
+
 #include "dispatch.cuh"
 #include "launch.h"
 #include "offset_gradient.cuh"
 #include "sampling.cuh"
 #include "sums.cuh"
+#include "tile_backward.h"
+#include "tuning.h"
 #include "value_gradient.cuh"
 
 namespace yolo_dcnv4 {
@@ -12,8 +17,6 @@ namespace yolo_dcnv4 {
 namespace {
 
 constexpr int kThreads = 128;
-// the grid's second dimension
-constexpr int64_t kMostImages = 65535;
 
 template <typename T>
 using A = typename Opmath<T>::type;
@@ -41,24 +44,33 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
 // largest finite magnitude among the entries of each pixel's row whose index modulo `period` is at least `from`
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kThreads) find_bound(
-    const T* __restrict__ data, const Strides strides, const int pixels, const int out_width, const int entries,
-    const int period, const int from, const Divider by_out_width, const Divider by_period, const int lanes,
-    unsigned long long* bound) {
+    const T* __restrict__ data, const Strides strides, const int first_pixel, const int vectors, const int out_width,
+    const int entries, const int period, const int from, const Divider by_row, const Divider by_out_width,
+    const Divider by_period, unsigned long long* bound) {
+  constexpr int kAtOnce = 4;  // loads that are under way together
   const T* image = data + blockIdx.y * strides.n;
-  const int rows_a_step = gridDim.x * kThreads / lanes;
   unsigned long long largest = 0;
-  for (int pixel = (blockIdx.x * kThreads + threadIdx.x) / lanes; pixel < pixels; pixel += rows_a_step) {
-    const int y = by_out_width.quotient(pixel), x = pixel - y * out_width;
-    const T* row = image + y * strides.h + x * strides.w;
-    for (int i = threadIdx.x % lanes * kVector; i < entries; i += lanes * kVector) {
-      Vector<T, kVector> v;
-      v.load(row + i);
+  for (int first = blockIdx.x * kThreads * kAtOnce + threadIdx.x; first < vectors;
+       first += gridDim.x * kThreads * kAtOnce) {
+    Vector<T, kVector> v[kAtOnce];
+    int start[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      // what lies behind the end is the last vector once more
+      const int vector = min(first + i * kThreads, vectors - 1);
+      const int pixel = by_row.quotient(vector);
+      const int y = by_out_width.quotient(first_pixel + pixel), x = first_pixel + pixel - y * out_width;
+      start[i] = (vector - pixel * static_cast<int>(by_row.divisor)) * kVector;
+      v[i].load(image + y * strides.h + x * strides.w + start[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
-        const int place = i + e - by_period.quotient(i + e) * period;
-        const A<T> entry = to_opmath(v.element[e]);
-        const unsigned long long bits = pattern(entry);
-        if (place >= from && i + e < entries && isfinite(entry) && bits > largest) largest = bits;
+        const int entry = start[i] + e, place = entry - by_period.quotient(entry) * period;
+        const A<T> number = to_opmath(v[i].element[e]);
+        const unsigned long long bits = pattern(number);
+        if ((place >= from) & (entry < entries) & isfinite(number) && bits > largest) largest = bits;
       }
     }
   }
@@ -114,6 +126,11 @@ cudaError_t round_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStrea
 template <typename T, int kChannels, typename Sums>
 cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream) {
   const Problem& p = args.problem;
+  if constexpr (sizeof(T) <= 4 && sizeof(T) * kChannels == 16) {
+    if (tile_products_pay(p.dtype, architecture()) && fits_tile_products(args)) {
+      return launch_tile_gradients<T>(args, stream);
+    }
+  }
   const Geometry<A<T>> g(p);
   const GradientLayout layout(p, args.grad_offset_mask_row, kChannels);
   const auto* grad_output = static_cast<const T*>(args.grad_output);
@@ -163,18 +180,21 @@ void find_bound_of(
   const auto aligned = [&](int64_t elements) { return elements % kWidest == 0; };
   const bool wide = reinterpret_cast<uintptr_t>(data) % 16 == 0 && aligned(strides.n) && aligned(strides.h) &&
                     aligned(strides.w) && (entries + kWidest - 1) / kWidest * kWidest <= whole;
-  const int vectors = wide ? (entries + kWidest - 1) / kWidest : entries;
-  int lanes = 1;
-  while (lanes < 32 && lanes < vectors) lanes *= 2;
-  const int pixels = static_cast<int>(p.out_pixels());
-  const int64_t threads = static_cast<int64_t>(pixels) * lanes;
+  const int row_vectors = wide ? (entries + kWidest - 1) / kWidest : entries;
+  // the kernel counts vectors in 32 bits
+  const int64_t most_pixels = (1 << 30) / row_vectors > 0 ? (1 << 30) / row_vectors : 1;
+  const auto kernel = wide ? find_bound<T, kWidest> : find_bound<T, 1>;
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const dim3 grid(grid_for((threads + kThreads - 1) / kThreads, 4096 / images + 1), static_cast<unsigned>(images));
-    const auto kernel = wide ? find_bound<T, kWidest> : find_bound<T, 1>;
-    kernel<<<grid, kThreads, 0, stream>>>(
-        static_cast<const T*>(data) + first * strides.n, strides, pixels, p.out_width, entries, period, from,
-        Divider(p.out_width), Divider(period), lanes, bound);
+    for (int64_t pixel = 0; pixel < p.out_pixels(); pixel += most_pixels) {
+      const int64_t pixels = p.out_pixels() - pixel < most_pixels ? p.out_pixels() - pixel : most_pixels;
+      const int64_t vectors = pixels * row_vectors;
+      const dim3 grid(
+          grid_for((vectors + 4 * kThreads - 1) / (4 * kThreads), 4096 / images + 1), static_cast<unsigned>(images));
+      kernel<<<grid, kThreads, 0, stream>>>(
+          static_cast<const T*>(data) + first * strides.n, strides, static_cast<int>(pixel), static_cast<int>(vectors),
+          p.out_width, entries, period, from, Divider(row_vectors), Divider(p.out_width), Divider(period), bound);
+    }
   }
 }
 
@@ -189,29 +209,33 @@ void find_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stre
       stream);
 }
 
-template <typename T, int kChannels, typename Sums>
-cudaError_t launch_rounded(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
-  const cudaError_t status = launch<T, kChannels>(args, sums, stream);
-  return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;
-}
-
 template <typename T, int kChannels>
 cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
-  const Problem& p = args.problem;
-  if (args.deterministic && args.grad_value) {
-    auto* bounds = static_cast<Bounds*>(args.bounds);
-    find_bounds<T>(args, bounds, stream);
-    const auto samples = static_cast<A<T>>(p.out_pixels()) * p.points;
-    auto* sums = static_cast<unsigned long long*>(args.sums);
-    return launch_rounded<T, kChannels>(
-        args, FixedPointSums<A<T>>{sums, p.channels(), bounds, samples, p.softmax, 0, 1}, stream);
-  }
-  const FloatSums<A<T>> apart{static_cast<A<T>*>(args.sums), p.channels()};
-  const FloatSums<A<T>> in_place{static_cast<A<T>*>(args.grad_value), args.grad_value_row};
-  return launch_rounded<T, kChannels>(args, args.sums ? apart : in_place, stream);
+  if (args.deterministic && args.grad_value) find_bounds<T>(args, static_cast<Bounds*>(args.bounds), stream);
+  return with_sums<A<T>>(args, [&](const auto& sums) {
+    const cudaError_t status = launch<T, kChannels>(args, sums, stream);
+    return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;
+  });
 }
 
+__global__ void empty() {}
+
 }  // namespace
+
+int architecture() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return 0;
+  int architecture = known[device].load(std::memory_order_relaxed);
+  if (architecture == 0) {
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, empty) != cudaSuccess) return 0;
+    architecture = attributes.ptxVersion;
+    known[device].store(architecture, std::memory_order_relaxed);
+  }
+  return architecture;
+}
 
 cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;

@@ -10,8 +10,6 @@ namespace yolo_dcnv4 {
 namespace {
 
 constexpr int kThreads = 128;
-// the grid's second dimension
-constexpr int64_t kMostImages = 65535;
 
 template <typename T>
 using A = typename Opmath<T>::type;

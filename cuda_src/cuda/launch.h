@@ -18,6 +18,9 @@ struct CudaBackwardArgs : BackwardArgs {
 cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream);
 
+// images of one launch: what the grid's second dimension holds
+constexpr int64_t kMostImages = 65535;
+
 // whether this library holds code for the current device
 cudaError_t probe_device();
 

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "launch.h"
 #include "vector.cuh"
 
 namespace yolo_dcnv4 {
@@ -155,6 +156,20 @@ struct FixedPointSums {
     }
   }
 };
+
+// calls launch(sums) with the sums that args ask for; A is the type of the accumulation
+template <typename A, typename Launch>
+cudaError_t with_sums(const CudaBackwardArgs& args, const Launch& launch) {
+  const Problem& p = args.problem;
+  if (args.deterministic && args.grad_value) {
+    const auto samples = static_cast<A>(p.out_pixels()) * p.points;
+    const auto* bounds = static_cast<const Bounds*>(args.bounds);
+    auto* sums = static_cast<unsigned long long*>(args.sums);
+    return launch(FixedPointSums<A>{sums, p.channels(), bounds, samples, p.softmax, 0, 1});
+  }
+  if (args.sums) return launch(FloatSums<A>{static_cast<A*>(args.sums), p.channels()});
+  return launch(FloatSums<A>{static_cast<A*>(args.grad_value), args.grad_value_row});
+}
 
 }  // namespace
 }  // namespace yolo_dcnv4

@@ -206,13 +206,15 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
         for (int i = 0; i < kSamplesAThread; ++i) {
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
-            const unsigned peers = __match_any_sync(0xffffffffu, slots[i][c]);
-            if (slots[i][c] == kNone) continue;
+            // every lane takes the same way, so that reading and writing are apart by a barrier of the whole warp
             const uint32_t target = slots[i][c];
-            slots[i][c] = static_cast<uint32_t>(first[target] + __popc(peers & lower_lanes)) << 8 | target;
-            __syncwarp(peers);
-            if ((peers & lower_lanes) == 0) first[target] += __popc(peers);
-            __syncwarp(peers);
+            const bool exists = target != kNone;
+            const unsigned peers = __match_any_sync(0xffffffffu, target);
+            const int before = exists ? first[target] : 0;
+            __syncwarp();
+            if (exists && (peers & lower_lanes) == 0) first[target] = before + __popc(peers);
+            __syncwarp();
+            if (exists) slots[i][c] = static_cast<uint32_t>(before + __popc(peers & lower_lanes)) << 8 | target;
           }
         }
       }

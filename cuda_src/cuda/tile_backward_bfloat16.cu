@@ -1,0 +1,7 @@
+#include "tile_backward.cuh"
+
+namespace yolo_dcnv4 {
+
+template cudaError_t launch_tile_gradients<__nv_bfloat16>(const CudaBackwardArgs& args, cudaStream_t stream);
+
+}  // namespace yolo_dcnv4

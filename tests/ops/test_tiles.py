@@ -1,0 +1,164 @@
+"""What the gradient kernel on tiles does on its own: far points, scales of the weights, numbers that are not finite.
+
+The compiled CPU operator, in float32 and without tiles, is the other side wherever no oracle follows IEEE arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolo_dcnv4.ops import backend, dcnv4
+
+from .cases import TOLERANCE, Case, Inputs, assert_close, relative_error, run
+from .oracles import Geometry, torchvision_gradients
+
+pytestmark = pytest.mark.gpu
+
+SHORT = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if backend("cuda").name != "cuda":
+        pytest.skip(f"no compiled CUDA kernel: {backend('cuda').reason}")
+
+
+@pytest.fixture(params=[False, True], ids=["default", "deterministic"], autouse=True)
+def both_ways(request):
+    """With and without deterministic algorithms."""
+    if request.param:
+        request.getfixturevalue("deterministic")
+
+
+def case(depth: int = 16, size: tuple[int, int] = (21, 19), **extra) -> Case:
+    return Case("tiles", 2, size, depth, extra.pop("geometry", Geometry(3)), **extra)
+
+
+def weights(inputs: Inputs, groups: int, points: int = 9) -> Tensor:
+    """Return a view of the weights in offset_mask."""
+    records = inputs.offset_mask[..., : 3 * groups * points].unflatten(-1, (groups, 3 * points))
+    return records[..., 2 * points :]
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("spread", [0.3, 2.0, 5.0, 40.0])
+def test_offsets_of_any_reach(dtype, spread):
+    chosen = case(spread=spread)
+    inputs = chosen.inputs(dtype, "cuda")
+    assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("depth", [4, 8, 16, 24, 32, 40, 48, 64])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (9, 7), (16, 33)], ids=str)
+def test_groups_and_borders(dtype, depth, size):
+    chosen = case(depth, size, geometry=Geometry(2))
+    inputs = chosen.inputs(dtype, "cuda")
+    assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(2, dilation=(2, 2), padding=(2, 2)),
+        Geometry(2, dilation=(1, 2), padding=(0, 3)),
+        Geometry(2, padding=(0, 0)),
+        Geometry(2, padding=(2, 2), scale=1.7),
+    ],
+    ids=str,
+)
+def test_windows(dtype, geometry):
+    chosen = case(16, (14, 23), geometry=geometry)
+    inputs = chosen.inputs(dtype, "cuda")
+    assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("factor", [2.0**-13, 2.0**-6, 2.0**9])
+def test_weights_of_any_size(dtype, factor):
+    """Powers of two only shift the results, also where float16 weights are near the ends of their range."""
+    chosen = case()
+    inputs = chosen.inputs(dtype, "cuda")
+    view = weights(inputs, 3)
+    # round to what the smaller copy can hold, too
+    view.copy_((view * factor).to(dtype) / factor)
+    scaled = inputs._replace(offset_mask=inputs.offset_mask.clone())
+    weights(scaled, 3).mul_(factor)
+    expected = torchvision_gradients(*[t.double() for t in scaled], chosen.geometry)
+    value, offset_mask = scaled.leaves()
+    out = dcnv4(value, offset_mask, **chosen.geometry.keywords)
+    grads = torch.autograd.grad(out, (value, offset_mask), scaled.grad)
+    if dtype == torch.float16 and factor < 1e-3:
+        # what the dtype itself cannot hold of the results
+        assert (grads[0].double() - expected[1]).abs().max() < 2.0**-24 + 2e-3 * expected[1].abs().max()
+    else:
+        assert relative_error(grads[0], expected[1]) < TOLERANCE[dtype]
+    assert relative_error(grads[1][..., :81], expected[2][..., :81]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+def test_one_heavy_weight_leaves_the_others_exact(dtype):
+    """Targets that only light points fall on keep their digits beside a point that weighs 10,000 times as much."""
+    chosen = case(size=(8, 24), geometry=Geometry(1))
+    inputs = chosen.inputs(dtype, "cuda")
+    weights(inputs, 1)[:, 0, 0, :, 0] = 1e4
+    expected = torchvision_gradients(*inputs, chosen.geometry)[1]
+    value, _ = inputs.leaves()
+    (grad,) = torch.autograd.grad(dcnv4(value, inputs.offset_mask, **chosen.geometry.keywords), value, inputs.grad)
+    # columns of the other tiles, and of the same tile away from the heavy pixel
+    for columns in (slice(6, 8), slice(14, 24)):
+        assert relative_error(grad[:, :, columns], expected[:, :, columns]) < TOLERANCE[dtype]
+
+
+def _assert_like_the_cpu(inputs: Inputs, geometry: Geometry, dtype: torch.dtype) -> None:
+    results = run(dcnv4, inputs, geometry)
+    on_cpu = run(dcnv4, Inputs(*(t.cpu().float() for t in inputs)), geometry)
+    for name, result, expected in zip(("output", "value", "offset_mask"), results, on_cpu, strict=True):
+        # what float32 holds and the dtype does not is infinite
+        expected = expected.to(dtype).double()
+        result = result.cpu().double()
+        finite = expected.isfinite()
+        assert torch.equal(result.isfinite(), finite), name
+        assert finite.any(), name
+        assert relative_error(result[finite], expected[finite]) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1.0, -3.0, 0.5])
+def test_points_on_the_grid(dtype, offset):
+    """As a new layer has them: floor() and its gradient are those of the CPU."""
+    chosen = case(size=(17, 18), padding_rows=0)
+    inputs = chosen.inputs(dtype, "cuda")
+    inputs.offset_mask.unflatten(-1, (3, 27))[..., :18] = offset
+    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite(dtype, bad):
+    """They reach what their own points touch, and nothing else of their tile."""
+    chosen = case(size=(17, 18), padding_rows=0)
+    inputs = chosen.inputs(dtype, "cuda")
+    inputs.grad[0, 3, 4, 5] = bad
+    inputs.grad[1, 16, 17, -1] = bad
+    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["value", "offset", "weight"])
+def test_inputs_that_are_not_finite(dtype, bad, where):
+    chosen = case(size=(17, 18), padding_rows=0)
+    inputs = chosen.inputs(dtype, "cuda")
+    if where == "value":
+        inputs.value[0, 5, 6, 7] = bad
+    elif where == "weight":
+        weights(inputs, 3)[0, 9, 9, 1, 4] = bad
+    else:
+        inputs.offset_mask[1, 2, 3, 27 * 2 + 5] = bad
+    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
