@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yolo_dcnv4.modules.projection import project
 from yolo_dcnv4.ops.dcnv4 import dcnv4
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting
 from yolo_dcnv4.ops.packed import dcnv4_packed
@@ -281,7 +282,7 @@ class DCNv4(nn.Module):
     def _packed(self, x: Tensor) -> Tensor | None:
         """Return value and offset_mask side by side, or None where two projections are the better way."""
         if self.packed_proj is not None:
-            return self.packed_proj(x)
+            return project(self.packed_proj, x)
         # joining the weights takes a moment, which the backward pass pays back: one product each instead of two
         if torch.is_grad_enabled() and self._reads_one_input() and not self.center_feature_scale:
             return F.linear(x, *self._merged_projection())
@@ -294,17 +295,17 @@ class DCNv4(nn.Module):
         if packed is not None:
             out = self.core(packed)
         else:
-            value = x if self.without_pointwise else self.value_proj(x)
+            value = x if self.without_pointwise else project(self.value_proj, x)
             out = self.core(value, self._offset_mask(x, value))
         if self.center_feature_scale:
             out = self._scale_by_center(out, value if packed is None else packed[..., : self.channels])
-        return out if self.without_pointwise else self.output_proj(out)
+        return out if self.without_pointwise else project(self.output_proj, out)
 
     def _offset_mask(self, x: Tensor, value: Tensor) -> Tensor:
         features = x
         if self.offset_mask_dw is not None:
             features = self.offset_mask_dw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.offset_mask(self._at_window_centers(features, value.shape[1], value.shape[2]))
+        return project(self.offset_mask, self._at_window_centers(features, value.shape[1], value.shape[2]))
 
     def _at_window_centers(self, features: Tensor, height: int, width: int) -> Tensor:
         window = self.core.window

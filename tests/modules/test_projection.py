@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from yolo_dcnv4 import DCNv4
+from yolo_dcnv4.modules.projection import project
+
+
+def test_calls_the_layer_on_a_cpu():
+    layer, x = nn.Linear(8, 5), torch.randn(2, 3, 4, 8)
+    assert torch.equal(project(layer, x), layer(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 24), (2, 5, 7, 16), (1, 80, 80, 32), (3, 4, 1, 20)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution_is_the_product(dtype, shape, bias):
+    layer = nn.Linear(shape[-1], 40, bias=bias, device="cuda", dtype=dtype)
+    x = torch.randn(shape, device="cuda").to(dtype)
+    with torch.no_grad():
+        out = project(layer, x)
+        expected = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    assert out.shape == expected.shape and out.dtype == dtype
+    assert (out - expected).norm() < (2e-3 if dtype == torch.float16 else 1e-2) * expected.norm()
+
+
+@pytest.mark.gpu
+def test_hooks_run():
+    """FLOP counters look on through hooks."""
+    layer, x = nn.Linear(16, 16, device="cuda", dtype=torch.float16), torch.randn(1, 4, 4, 16, device="cuda").half()
+    seen = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        project(layer, x)
+        assert seen == [(1, 4, 4, 16)]
+        handle.remove()
+        project(layer, x)
+    assert len(seen) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_precision_layer(memory_format, fused):
+    torch.manual_seed(0)
+    layer = DCNv4(32, group=2).cuda()
+    nn.init.normal_(layer.offset_mask.weight, std=0.05)
+    x = torch.randn(2, 32, 11, 13, device="cuda").to(memory_format=memory_format)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.half()
+        if fused:
+            layer.fuse_dcnv4()
+        out = layer(x.half())
+    assert out.is_contiguous(memory_format=memory_format)
+    assert (out - expected).norm() < 5e-3 * expected.norm()
