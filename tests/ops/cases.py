@@ -124,6 +124,10 @@ class Case:
         """C = G * D."""
         return self.geometry.groups * self.depth
 
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """Return what `dtype` may be off; float32 also rounds positions, the more the larger the map."""
+        return TOLERANCE[dtype] + (max(self.size) * 2.0**-24 if dtype == torch.float32 else 0.0)
+
     @property
     def row(self) -> int:
         """R, entries of offset_mask per output pixel."""

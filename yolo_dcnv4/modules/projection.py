@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from yolo_dcnv4.ops.export import is_exporting
 
+# above, a GPU computes for longer than the CPU parses, and products are the faster ones
+MOST_ELEMENTS = 1 << 22
+
 
 def project(projection: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer to each pixel.
 
     With the environment variable CUBLAS_WORKSPACE_CONFIG set, as `ultralytics.YOLO` sets it, torch reads and parses it
-    in every product by cuBLAS, which takes longer than to launch one: 0.1 ms with bias on a fast CPU. Small maps
-    would wait for that, so that half-precision inference on a GPU takes a 1 x 1 convolution instead, by cuDNN.
+    in every product by cuBLAS, 0.1 ms with a bias on a fast CPU, ten times what a launch takes. A
+    GPU would wait for that at small maps, so that half-precision inference takes a 1 x 1 convolution by cuDNN there.
 
     Args:
         projection: The layer; hooks on it run.
@@ -32,6 +35,7 @@ def _as_convolution(projection: nn.Linear, x: Tensor) -> bool:
     # float32 stays a product: convolutions may round it to TF32, products may not
     return (
         x.is_cuda
+        and x.numel() <= MOST_ELEMENTS
         and x.dtype in (torch.float16, torch.bfloat16)
         and not torch.is_grad_enabled()
         and type(projection) is nn.Linear

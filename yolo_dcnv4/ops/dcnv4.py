@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
@@ -74,8 +75,23 @@ def dcnv4(
 
 
 def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
-    """Call an operator, past its autograd rule where no gradient is recorded: that rule is a Python function."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Call an operator in the way that takes the least time."""
+    if torch.compiler.is_compiling():
+        return operator(*arguments)
+    memory = torch.utils.deterministic
+    if not torch.are_deterministic_algorithms_enabled() or not memory.fill_uninitialized_memory:
+        return _dispatch(operator, arguments)
+    # deterministic algorithms fill all new memory with NaN first; the kernels write every element of theirs anyway
+    memory.fill_uninitialized_memory = False
+    try:
+        return _dispatch(operator, arguments)
+    finally:
+        memory.fill_uninitialized_memory = True
+
+
+def _dispatch(operator: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> Any:
+    # past its autograd rule where no gradient is recorded: that rule is a Python function
+    if torch.is_grad_enabled():
         return operator(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*arguments)
