@@ -180,7 +180,7 @@ def test_deterministic_backward_repeats_itself(collisions, dtype, device, determ
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_deterministic_memory_is_not_filled_twice(device, deterministic, monkeypatch):
-    """New memory is filled with NaN under deterministic algorithms, but for the operator, which writes all of its own."""
+    """Deterministic algorithms fill new memory with NaN, but not for the operator, which writes all of its own."""
     seen = []
 
     def spy(operator, arguments, original=dcnv4_module._dispatch):

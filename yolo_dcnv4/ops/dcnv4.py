@@ -78,7 +78,7 @@ def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
     """Call an operator in the way that takes the least time."""
     if torch.compiler.is_compiling():
         return operator(*arguments)
-    memory = torch.utils.deterministic
+    memory: Any = torch.utils.deterministic
     if not torch.are_deterministic_algorithms_enabled() or not memory.fill_uninitialized_memory:
         return _dispatch(operator, arguments)
     # deterministic algorithms fill all new memory with NaN first; the kernels write every element of theirs anyway
