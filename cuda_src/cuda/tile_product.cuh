@@ -25,12 +25,11 @@ constexpr int kBlockSide = 4;                        // output pixels of a warp
 constexpr int kReach = 4;                            // input pixels around them
 constexpr int kNearSide = kBlockSide + 2 * kReach;   // 12
 constexpr int kNearPixels = kNearSide * kNearSide;   // 144
-constexpr int kRegionSide = kTileSide + 2 * kReach;  // 16
 constexpr int kPoints = 9;
 constexpr int kRecord = 3 * kPoints;
 constexpr int kMostSlices = kMostGroupWidth / kSide;  // of 16 channels
 
-// from (row, column) to (row + 1, column) in a matrix of weights, and in the region
+// from (row, column) to (row + 1, column) in a matrix of weights
 constexpr int kNearRow = kNearSide * kSide;
 
 template <typename T>
