@@ -1,7 +1,7 @@
 #include <math.h>
 
+#include <algorithm>
 #include <atomic>
-#include <limits>
 
 #include "dispatch.cuh"
 #include "launch.h"
@@ -41,21 +41,22 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
   });
 }
 
+constexpr int kLoadsAtOnce = 4;  // that a thread of find_bound has under way together
+
 // largest finite magnitude among the entries of each pixel's row whose index modulo `period` is at least `from`
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kThreads) find_bound(
     const T* __restrict__ data, const Strides strides, const int first_pixel, const int vectors, const int out_width,
     const int entries, const int period, const int from, const Divider by_row, const Divider by_out_width,
     const Divider by_period, unsigned long long* bound) {
-  constexpr int kAtOnce = 4;  // loads that are under way together
   const T* image = data + blockIdx.y * strides.n;
   unsigned long long largest = 0;
-  for (int first = blockIdx.x * kThreads * kAtOnce + threadIdx.x; first < vectors;
-       first += gridDim.x * kThreads * kAtOnce) {
-    Vector<T, kVector> v[kAtOnce];
-    int start[kAtOnce];
+  for (int first = blockIdx.x * kThreads * kLoadsAtOnce + threadIdx.x; first < vectors;
+       first += gridDim.x * kThreads * kLoadsAtOnce) {
+    Vector<T, kVector> v[kLoadsAtOnce];
+    int start[kLoadsAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kLoadsAtOnce; ++i) {
       // what lies behind the end is the last vector once more
       const int vector = min(first + i * kThreads, vectors - 1);
       const int pixel = by_row.quotient(vector);
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) find_bound(
       v[i].load(image + y * strides.h + x * strides.w + start[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kLoadsAtOnce; ++i) {
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
         const int entry = start[i] + e, place = entry - by_period.quotient(entry) * period;
@@ -182,15 +183,16 @@ void find_bound_of(
                     aligned(strides.w) && (entries + kWidest - 1) / kWidest * kWidest <= whole;
   const int row_vectors = wide ? (entries + kWidest - 1) / kWidest : entries;
   // the kernel counts vectors in 32 bits
-  const int64_t most_pixels = (1 << 30) / row_vectors > 0 ? (1 << 30) / row_vectors : 1;
+  const int64_t most_pixels = std::max(1, (1 << 30) / row_vectors);
   const auto kernel = wide ? find_bound<T, kWidest> : find_bound<T, 1>;
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
     for (int64_t pixel = 0; pixel < p.out_pixels(); pixel += most_pixels) {
       const int64_t pixels = p.out_pixels() - pixel < most_pixels ? p.out_pixels() - pixel : most_pixels;
       const int64_t vectors = pixels * row_vectors;
+      constexpr int kVectorsABlock = kThreads * kLoadsAtOnce;
       const dim3 grid(
-          grid_for((vectors + 4 * kThreads - 1) / (4 * kThreads), 4096 / images + 1), static_cast<unsigned>(images));
+          grid_for((vectors + kVectorsABlock - 1) / kVectorsABlock, 4096 / images + 1), static_cast<unsigned>(images));
       kernel<<<grid, kThreads, 0, stream>>>(
           static_cast<const T*>(data) + first * strides.n, strides, static_cast<int>(pixel), static_cast<int>(vectors),
           p.out_width, entries, period, from, Divider(row_vectors), Divider(p.out_width), Divider(period), bound);

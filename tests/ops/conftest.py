@@ -21,6 +21,13 @@ def pytest_report_header(config):
 
 
 @pytest.fixture
+def compiled():
+    """For tests of the CUDA kernels: PyTorch must not stand in for them."""
+    if backend("cuda").name != "cuda":
+        pytest.skip(f"no compiled CUDA kernel: {backend('cuda').reason}")
+
+
+@pytest.fixture
 def deterministic():
     """Deterministic algorithms as `yolo train` asks for them; torch.empty then comes filled with NaN."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from yolo_dcnv4.ops import backend, dcnv4
+from yolo_dcnv4.ops import dcnv4
 
 from .cases import DTYPES, TOLERANCE, Case, assert_close, named, relative_error, run
 from .oracles import Geometry, torchvision_gradients, torchvision_oracle
@@ -15,12 +15,6 @@ from .oracles import Geometry, torchvision_gradients, torchvision_oracle
 pytestmark = pytest.mark.gpu
 
 CASE = Case("cuda", 4, (23, 20), 16, Geometry(4))
-
-
-@pytest.fixture
-def compiled():
-    if backend("cuda").name != "cuda":
-        pytest.skip(f"no compiled CUDA kernel: {backend('cuda').reason}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,20 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolo_dcnv4.ops import backend, dcnv4
+from yolo_dcnv4.ops import dcnv4
 
 from .cases import TOLERANCE, Case, Inputs, assert_close, relative_error, run
 from .oracles import Geometry, torchvision_gradients
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
 
 SHORT = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if backend("cuda").name != "cuda":
-        pytest.skip(f"no compiled CUDA kernel: {backend('cuda').reason}")
 
 
 @pytest.fixture(params=[False, True], ids=["default", "deterministic"], autouse=True)
