@@ -19,6 +19,7 @@ OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
 CPU = RESULTS / "2026-11-21-cpu-torch2.15.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
+TWO_GPUS = RESULTS / "2026-11-21-2xh200-torch2.11-ddp.json"
 MODEL_COLUMNS = {
     "inference b1": "inference, batch 1",
     "graph b1": "as a CUDA graph",
@@ -141,9 +142,33 @@ def export_table() -> str:
     )
 
 
+def training_loss(run: dict[str, Any]) -> list[float]:
+    """Return the sum of a training's three losses after each epoch."""
+    return [
+        sum(parts)
+        for parts in zip(*(run["curves"][f"train/{part}_loss"] for part in ("box", "cls", "dfl")), strict=True)
+    ]
+
+
+def two_gpus_table() -> str:
+    """Return the loss of trainings on one GPU and on two after some epochs, and the last validation."""
+    document = json.loads(TWO_GPUS.read_text(encoding="utf-8"))
+    epochs = (1, 5, 10, 15, 20)
+    rows = []
+    for run in document["runs"]:
+        loss, curves = training_loss(run), run["curves"]
+        seconds = (curves["time"][-1] - curves["time"][0]) / (len(loss) - 1)
+        name = run["name"] if run["log"] is None else f"[{run['name']}](results/{run['log']})"
+        last = f"{curves['metrics/mAP50-95(B)'][-1]:.2f}"
+        rows.append([name, *(f"{loss[epoch - 1]:.2f}" for epoch in epochs), last, f"{seconds:.2f}"])
+    header = ["training loss after epoch", *map(str, epochs), "mAP50-95", "seconds an epoch"]
+    return f"{markdown(header, rows)}\n\n{origin(document, TWO_GPUS)}"
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed_table, "export": export_table},
     "docs/performance.md": {"operator": operator_table, "means": means_table, "cpu": cpu_table, "model": model_table},
+    "docs/multi-gpu.md": {"two-gpus": two_gpus_table},
 }
 
 

@@ -101,7 +101,8 @@ def test_no_memory_is_kept(compiled):
     for _ in range(10):
         run(dcnv4, inputs, CASE.geometry)
     gc.collect()
-    assert torch.cuda.memory_allocated() == before
+    # less where what an earlier test left is collected meanwhile
+    assert torch.cuda.memory_allocated() <= before
 
 
 def test_large_grid(compiled):
