@@ -3,6 +3,8 @@
 #include "dispatch.cuh"
 #include "launch.h"
 #include "sampling.cuh"
+#include "tile_forward.h"
+#include "tuning.h"
 #include "window3x3.cuh"
 
 namespace yolo_dcnv4 {
@@ -144,6 +146,9 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
 template <typename T, int kChannels>
 cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
+  if constexpr (std::is_same<T, float>::value && kChannels == 4) {
+    if (staged_features_pay(architecture()) && fits_tile_forward(p)) return launch_tile_forward(args, stream);
+  }
   const bool tuned = fits_3x3(p, sizeof(T));
   const Geometry<A<T>> g(p);
   Layout layout;

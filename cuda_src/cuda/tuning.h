@@ -8,6 +8,11 @@ namespace yolo_dcnv4 {
 // of the code that runs on the current device, as 10 * major + minor; 0 where there is none
 int architecture();
 
+// those whose multiprocessors have 160 KB and more of shared memory, and multiply tf32 quickly
+inline bool is_large(int architecture) {
+  return architecture == 80 || architecture == 90 || architecture == 100 || architecture == 103;
+}
+
 // Dense products need tensor cores, and for float32 such that multiply tf32 quickly.
 inline bool tile_products_pay(DType dtype, int architecture) {
   switch (dtype) {
@@ -15,10 +20,13 @@ inline bool tile_products_pay(DType dtype, int architecture) {
     case DType::bfloat16:
       return architecture >= 80;
     case DType::float32:
-      return architecture == 80 || architecture == 90 || architecture == 100 || architecture == 103;
+      return is_large(architecture);
     default:
       return false;
   }
 }
+
+// Features staged for the forward pass in float32 need room for several blocks at once.
+inline bool staged_features_pay(int architecture) { return is_large(architecture); }
 
 }  // namespace yolo_dcnv4

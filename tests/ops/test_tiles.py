@@ -1,4 +1,4 @@
-"""What the gradient kernel on tiles does on its own: far points, scales of the weights, numbers that are not finite.
+"""What the kernels on tiles do on their own: far points, scales of the weights, numbers that are not finite.
 
 The compiled CPU operator, in float32 and without tiles, is the other side wherever no oracle follows IEEE arithmetic.
 """
@@ -129,6 +129,19 @@ def test_points_on_the_grid(dtype, offset):
     chosen = case(size=(17, 18), padding_rows=0)
     inputs = chosen.inputs(dtype, "cuda")
     inputs.offset_mask.unflatten(-1, (3, 27))[..., :18] = offset
+    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("size", [(17, 18), (40, 64)], ids=str)
+def test_points_on_the_grid_next_to_others(dtype, bad, size):
+    """Corners of weight zero may only be left out where nothing shows: not next to infinite and NaN features."""
+    chosen = case(size=size, padding_rows=0)
+    inputs = chosen.inputs(dtype, "cuda")
+    inputs.offset_mask.unflatten(-1, (3, 27))[:, : size[0] // 2, :, :, :18] = 0.0
+    inputs.offset_mask.unflatten(-1, (3, 27))[:, -1, -1, :, 3] = 0.25
+    inputs.value[0, 2, 3, 4] = inputs.value[1, -1, -1, -1] = bad
     _assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 

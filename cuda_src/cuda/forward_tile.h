@@ -1,0 +1,70 @@
+// the size of tiles in the forward pass over staged features
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../dcnv4.h"
+
+namespace yolo_dcnv4 {
+namespace {
+
+constexpr int kMostWarps = 8;
+constexpr int kBlocksAtOnce = 4;  // on a multiprocessor: up to 64 registers a thread
+constexpr int kSliceWidth = 16;   // channels
+constexpr int kPixelBytes = kSliceWidth * sizeof(float);
+constexpr int kQuad = 4;    // output pixels that a warp gathers for at once
+constexpr int kBatch = 12;  // output pixels whose points it prepares at once
+
+struct ForwardTile {
+  int h, w;
+  int warps;  // of a block; none where nothing fits
+  int bytes;  // of shared memory
+};
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, which, device) == cudaSuccess;
+  return known ? value : 0;
+}
+
+int parts_of(int size, int side) { return (size + side - 1) / side; }
+
+// The size that costs least: what blocks prepare, gather and copy, in weights fitted to measured times.
+ForwardTile choose_tile(const Problem& p, int reach, int slices, int room_bytes) {
+  constexpr double kPrepare = 10, kGather = 8, kCopy = 0.01;
+  constexpr double kBusyWarps = 25;  // a multiprocessor with fewer is slower
+  constexpr double kLastWave = 0.1;  // how much an incomplete last wave of blocks counts
+  constexpr int kReserved = 1024;    // bytes of a block's shared memory
+  constexpr int kSides[] = {7, 8, 10, 12, 14, 16, 20};
+  const int processors = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
+  const int memory = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int64_t parts = p.batch * p.groups * (p.group_width / (slices * kSliceWidth));
+  ForwardTile best = {};
+  double least = 0;
+  for (const int most_h : kSides) {
+    for (const int most_w : kSides) {
+      const int rows = parts_of(p.out_height, most_h), columns = parts_of(p.out_width, most_w);
+      ForwardTile tile;
+      tile.h = parts_of(p.out_height, rows), tile.w = parts_of(p.out_width, columns);
+      const int pixels = tile.h * tile.w, staged = (tile.h + 2 * reach) * (tile.w + 2 * reach);
+      const int batches = parts_of(pixels, kBatch);
+      tile.warps = parts_of(batches, parts_of(batches, kMostWarps));
+      tile.bytes = staged * slices * kPixelBytes + tile.warps * room_bytes;
+      const int at_once = std::min(memory / (tile.bytes + kReserved), kBlocksAtOnce * kMostWarps / tile.warps);
+      if (at_once == 0) continue;
+      const double blocks = static_cast<double>(rows) * columns * parts / processors;
+      const double load = (1 - kLastWave) * blocks + kLastWave * std::ceil(blocks / at_once) * at_once;
+      const double work = kPrepare * batches + slices * (kGather * parts_of(pixels, kQuad) + kCopy * staged);
+      const double cost = load * work * std::sqrt(std::max(1., kBusyWarps / (at_once * tile.warps)));
+      if (best.warps == 0 || cost < least) best = tile, least = cost;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+}  // namespace yolo_dcnv4
