@@ -126,6 +126,10 @@ struct Matrix {
   }
 };
 
+// The bits of a tf32 term. Products ignore the others, and a compiler that knew would copy the float32 number to where a
+// product wants its high term: a move more for each.
+__constant__ uint32_t high_term_bits = 0xffffe000u;
+
 // float32 as sums of two tf32 terms; the product of the two small ones is lost in the rounding of float32
 template <>
 struct Matrix<float> {
@@ -133,7 +137,7 @@ struct Matrix<float> {
     uint32_t high[2][4], low[2][4];
 
     __device__ __forceinline__ void split(int i, int j, float x) {
-      high[i][j] = __float_as_uint(x) & 0xffffe000u;
+      high[i][j] = __float_as_uint(x) & high_term_bits;
       low[i][j] = __float_as_uint(x - __uint_as_float(high[i][j])) & 0xffffe000u;
     }
     __device__ __forceinline__ void split(int i, const float4& v) {

@@ -333,7 +333,11 @@ __global__ void __launch_bounds__(kThreadsATile, kTilesAtOnce)
   __syncwarp();
   float (&matrix)[kNearPixels][kSide] = room.matrix[place.warp];
   if (needs_records) multiply_features<T, kSlices>(g, layout, place, features, room, matrix);
-  __syncthreads();
+  if constexpr (kScaled<T>) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+  }
   const float scale = scale_for<T>(max(max(room.largest[0], room.largest[1]), max(room.largest[2], room.largest[3])));
 
   const bool usable = place.exists & !(room.not_finite[place.warp] >> place.pixel & 1);

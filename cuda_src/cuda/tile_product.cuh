@@ -147,6 +147,10 @@ __device__ __forceinline__ uint32_t stage_records(
   }
 }
 
+// only float16 needs weights to be scaled to its range
+template <typename T>
+constexpr bool kScaled = std::is_same<T, __half>::value;
+
 // Weights are scaled by a power of two to fit the range of float16: the largest lies near 2^10 then.
 template <typename T>
 __device__ __forceinline__ float scale_for(uint32_t largest) {
