@@ -41,45 +41,105 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
   });
 }
 
-constexpr int kLoadsAtOnce = 4;  // that a thread of find_bound has under way together
+// what a bound is sought of: the entries of each pixel's row whose index modulo `period` is at least `from`
+template <typename T>
+struct Rows {
+  const T* data;
+  Strides strides;
+  int entries, period, from;
+  int first_pixel, vectors;  // of each image
+  Divider by_row, by_period;
+};
 
-// largest finite magnitude among the entries of each pixel's row whose index modulo `period` is at least `from`
-template <typename T, int kVector>
-__global__ void __launch_bounds__(kThreads) find_bound(
-    const T* __restrict__ data, const Strides strides, const int first_pixel, const int vectors, const int out_width,
-    const int entries, const int period, const int from, const Divider by_row, const Divider by_out_width,
-    const Divider by_period, unsigned long long* bound) {
-  const T* image = data + blockIdx.y * strides.n;
-  unsigned long long largest = 0;
-  for (int first = blockIdx.x * kThreads * kLoadsAtOnce + threadIdx.x; first < vectors;
-       first += gridDim.x * kThreads * kLoadsAtOnce) {
+// bits of a magnitude, which order as integers; those from `infinity` on are not finite
+template <typename T>
+struct MagnitudeBits {
+  using Bits = unsigned;
+  static constexpr Bits infinity = 0x7f800000u;
+
+  static __device__ __forceinline__ Bits of(T v) { return __float_as_uint(to_opmath(v)) & 0x7fffffffu; }
+};
+template <>
+struct MagnitudeBits<double> {
+  using Bits = unsigned long long;
+  static constexpr Bits infinity = 0x7ffull << 52;
+
+  static __device__ __forceinline__ Bits of(double v) { return __double_as_longlong(v) & 0x7fffffffffffffffll; }
+};
+
+constexpr int kLoadsAtOnce = 4;  // that a thread of find_bounds has under way together
+
+// the largest magnitude of a block's share, or the largest finite one
+template <typename T, int kVector, bool kWhole, bool kFinite>
+__device__ __forceinline__ typename MagnitudeBits<T>::Bits largest_of(
+    const Rows<T>& rows, int block, int blocks, const Divider& by_out_width) {
+  using M = MagnitudeBits<T>;
+  const T* image = rows.data + blockIdx.y * rows.strides.n;
+  typename M::Bits largest = 0;
+  for (int first = block * kThreads * kLoadsAtOnce + threadIdx.x; first < rows.vectors;
+       first += blocks * kThreads * kLoadsAtOnce) {
     Vector<T, kVector> v[kLoadsAtOnce];
-    int start[kLoadsAtOnce];
+    int start[kLoadsAtOnce], place[kLoadsAtOnce];
 #pragma unroll
     for (int i = 0; i < kLoadsAtOnce; ++i) {
       // what lies behind the end is the last vector once more
-      const int vector = min(first + i * kThreads, vectors - 1);
-      const int pixel = by_row.quotient(vector);
-      const int y = by_out_width.quotient(first_pixel + pixel), x = first_pixel + pixel - y * out_width;
-      start[i] = (vector - pixel * static_cast<int>(by_row.divisor)) * kVector;
-      v[i].load(image + y * strides.h + x * strides.w + start[i]);
+      const int vector = min(first + i * kThreads, rows.vectors - 1);
+      const int pixel = rows.by_row.quotient(vector);
+      const int y = by_out_width.quotient(rows.first_pixel + pixel);
+      const int x = rows.first_pixel + pixel - y * static_cast<int>(by_out_width.divisor);
+      start[i] = (vector - pixel * static_cast<int>(rows.by_row.divisor)) * kVector;
+      place[i] = start[i] - rows.by_period.quotient(start[i]) * rows.period;
+      // vectors without an entry that counts are not read
+      if (kWhole || place[i] + kVector > rows.from) v[i].load(image + y * rows.strides.h + x * rows.strides.w + start[i]);
     }
 #pragma unroll
     for (int i = 0; i < kLoadsAtOnce; ++i) {
 #pragma unroll
       for (int e = 0; e < kVector; ++e) {
-        const int entry = start[i] + e, place = entry - by_period.quotient(entry) * period;
-        const A<T> number = to_opmath(v[i].element[e]);
-        const unsigned long long bits = pattern(number);
-        if ((place >= from) & (entry < entries) & isfinite(number) && bits > largest) largest = bits;
+        typename M::Bits bits = M::of(v[i].element[e]);
+        if constexpr (!kWhole) {
+          bits = (place[i] >= rows.from) & (start[i] + e < rows.entries) ? bits : 0;
+          ++place[i];
+          place[i] = place[i] == rows.period ? 0 : place[i];
+        }
+        if constexpr (kFinite) bits = bits < M::infinity ? bits : 0;
+        largest = bits > largest ? bits : largest;
       }
     }
   }
+  return largest;
+}
+
+template <typename T, int kVector, bool kWhole>
+__device__ __forceinline__ void raise_bound(
+    const Rows<T>& rows, int block, int blocks, const Divider& by_out_width, unsigned long long* bound) {
+  using M = MagnitudeBits<T>;
+  __shared__ typename M::Bits shared[kThreads / 32];
+  typename M::Bits largest = largest_of<T, kVector, kWhole, false>(rows, block, blocks, by_out_width);
+  if (largest >= M::infinity) largest = largest_of<T, kVector, kWhole, true>(rows, block, blocks, by_out_width);
   for (int step = 16; step > 0; step /= 2) {
-    const unsigned long long other = __shfl_xor_sync(0xffffffffu, largest, step);
+    const typename M::Bits other = __shfl_xor_sync(0xffffffffu, largest, step);
     largest = other > largest ? other : largest;
   }
-  if (threadIdx.x % 32 == 0) atomicMax(bound, largest);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int warp = 1; warp < kThreads / 32; ++warp) largest = shared[warp] > largest ? shared[warp] : largest;
+  atomicMax(bound, static_cast<unsigned long long>(largest));
+}
+
+// of the gradients, all of which count, by the first blocks; of the weights by the others
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kThreads) find_bounds(
+    const Rows<T> grads, const Rows<T> weights, const int grad_blocks, const Divider by_out_width, Bounds* bounds) {
+  const int block = blockIdx.x;
+  if (block < grad_blocks) {
+    raise_bound<T, kVector, true>(grads, block, grad_blocks, by_out_width, &bounds->grad);
+  } else {
+    raise_bound<T, kVector, false>(
+        weights, block - grad_blocks, gridDim.x - grad_blocks, by_out_width, &bounds->weight);
+  }
 }
 
 // rounds the sums of an image, which lie without gaps, to grad_value
@@ -172,48 +232,65 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
   return cudaGetLastError();
 }
 
-// period and from choose the entries of a row, of which `whole` may be read
-template <typename T>
-void find_bound_of(
-    const Problem& p, const void* data, const Strides& strides, int entries, int64_t whole, int period, int from,
-    unsigned long long* bound, cudaStream_t stream) {
-  constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
-  const auto aligned = [&](int64_t elements) { return elements % kWidest == 0; };
-  const bool wide = reinterpret_cast<uintptr_t>(data) % 16 == 0 && aligned(strides.n) && aligned(strides.h) &&
-                    aligned(strides.w) && (entries + kWidest - 1) / kWidest * kWidest <= whole;
-  const int row_vectors = wide ? (entries + kWidest - 1) / kWidest : entries;
+// whether rows can be read in whole vectors, of which the last may reach behind the entries
+template <typename T, int kVector>
+bool fits_vectors(const void* data, const Strides& strides, int entries, int64_t readable) {
+  const auto aligned = [](int64_t elements) { return elements % kVector == 0; };
+  return reinterpret_cast<uintptr_t>(data) % (kVector * sizeof(T)) == 0 && aligned(strides.n) && aligned(strides.h) &&
+         aligned(strides.w) && (entries + kVector - 1) / kVector * kVector <= readable;
+}
+
+template <typename T, int kVector>
+void launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
+  const Problem& p = args.problem;
+  const auto rows_of = [](const void* data, const Strides& strides, int entries, int period, int from) {
+    Rows<T> rows{static_cast<const T*>(data), strides, entries, period, from};
+    rows.by_row = Divider((entries + kVector - 1) / kVector);
+    rows.by_period = Divider(period);
+    return rows;
+  };
+  Rows<T> grads = rows_of(args.grad_output, p.grad_output, static_cast<int>(p.channels()), 1, 0);
+  Rows<T> weights = rows_of(args.offset_mask, p.offset_mask, 3 * p.groups * p.points, 3 * p.points, 2 * p.points);
   // the kernel counts vectors in 32 bits
-  const int64_t most_pixels = std::max(1, (1 << 30) / row_vectors);
-  const auto kernel = wide ? find_bound<T, kWidest> : find_bound<T, 1>;
+  const int64_t longest_row = std::max(grads.by_row.divisor, weights.by_row.divisor);
+  const int64_t most_pixels = std::max<int64_t>(1, (1 << 30) / longest_row);
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+    const int64_t images = std::min(p.batch - first, kMostImages);
     for (int64_t pixel = 0; pixel < p.out_pixels(); pixel += most_pixels) {
-      const int64_t pixels = p.out_pixels() - pixel < most_pixels ? p.out_pixels() - pixel : most_pixels;
-      const int64_t vectors = pixels * row_vectors;
-      constexpr int kVectorsABlock = kThreads * kLoadsAtOnce;
-      const dim3 grid(
-          grid_for((vectors + kVectorsABlock - 1) / kVectorsABlock, 4096 / images + 1), static_cast<unsigned>(images));
-      kernel<<<grid, kThreads, 0, stream>>>(
-          static_cast<const T*>(data) + first * strides.n, strides, static_cast<int>(pixel), static_cast<int>(vectors),
-          p.out_width, entries, period, from, Divider(row_vectors), Divider(p.out_width), Divider(period), bound);
+      const int64_t pixels = std::min(p.out_pixels() - pixel, most_pixels);
+      int blocks[2] = {};
+      const auto count = [&](Rows<T>& rows, int& of_rows) {
+        rows.first_pixel = static_cast<int>(pixel);
+        rows.vectors = static_cast<int>(pixels * rows.by_row.divisor);
+        constexpr int kVectorsABlock = kThreads * kLoadsAtOnce;
+        of_rows = grid_for((rows.vectors + int64_t{kVectorsABlock} - 1) / kVectorsABlock, 2048 / images + 1);
+      };
+      count(grads, blocks[0]);
+      // softmax keeps weights below one
+      if (!p.softmax) count(weights, blocks[1]);
+      const dim3 grid(blocks[0] + blocks[1], static_cast<unsigned>(images));
+      find_bounds<T, kVector><<<grid, kThreads, 0, stream>>>(grads, weights, blocks[0], Divider(p.out_width), bounds);
     }
+    grads.data += images * p.grad_output.n;
+    weights.data += images * p.offset_mask.n;
   }
 }
 
 template <typename T>
-void find_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
+void find_bounds_of(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
   const Problem& p = args.problem;
+  constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   const int channels = static_cast<int>(p.channels());
-  find_bound_of<T>(p, args.grad_output, p.grad_output, channels, channels, 1, 0, &bounds->grad, stream);
-  if (p.softmax) return;
-  find_bound_of<T>(
-      p, args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row, 3 * p.points, 2 * p.points, &bounds->weight,
-      stream);
+  const bool wide =
+      fits_vectors<T, kWidest>(args.grad_output, p.grad_output, channels, channels) &&
+      fits_vectors<T, kWidest>(args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row);
+  const auto launch = wide ? launch_bounds<T, kWidest> : launch_bounds<T, 1>;
+  launch(args, bounds, stream);
 }
 
 template <typename T, int kChannels>
 cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
-  if (args.deterministic && args.grad_value) find_bounds<T>(args, static_cast<Bounds*>(args.bounds), stream);
+  if (args.deterministic && args.grad_value) find_bounds_of<T>(args, static_cast<Bounds*>(args.bounds), stream);
   return with_sums<A<T>>(args, [&](const auto& sums) {
     const cudaError_t status = launch<T, kChannels>(args, sums, stream);
     return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;

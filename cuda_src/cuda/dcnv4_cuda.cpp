@@ -61,16 +61,19 @@ void run_backward(
     const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
     const Gradients& gradients, bool deterministic) {
   using torch::headeronly::ScalarType;
-  Tensor sums = torch::stable::new_empty(value, {0}), bounds = sums;
-  const BackwardArgs common = backward_args(p, grad_output, value, offset_mask, gradients);
+  CudaBackwardArgs args{backward_args(p, grad_output, value, offset_mask, gradients), nullptr, nullptr, deterministic};
   if (p.batch == 0) return;
-  if (common.grad_value && !accumulates_in_place(p, deterministic)) {
-    sums = torch::stable::new_zeros(value, value.sizes(), deterministic ? ScalarType::Long : ScalarType::Float);
-    if (deterministic) bounds = torch::stable::new_zeros(value, {2}, ScalarType::Long);
+  const cudaStream_t stream = current_stream(value);
+  Tensor sums = torch::stable::new_empty(value, {0});
+  if (args.grad_value && !accumulates_in_place(p, deterministic)) {
+    // one room for sums and bounds, set to zero at once
+    const int64_t elements = value.numel() + (deterministic ? kBounds : 0);
+    sums = torch::stable::new_empty(value, {elements}, deterministic ? ScalarType::Long : ScalarType::Float);
+    args.sums = sums.data_ptr();
+    if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + value.numel();
+    check_cuda(cudaMemsetAsync(args.sums, 0, elements * (deterministic ? 8 : 4), stream), "clearing sums");
   }
-  const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-  const CudaBackwardArgs args{common, pointer(sums), pointer(bounds), deterministic};
-  check_cuda(launch_backward(args, current_stream(value)), "a DCNv4 backward kernel");
+  check_cuda(launch_backward(args, stream), "a DCNv4 backward kernel");
 }
 
 std::tuple<Tensor, Tensor> backward(

@@ -7,11 +7,13 @@
 
 namespace yolo_dcnv4 {
 
+constexpr int64_t kBounds = 2;
+
 struct CudaBackwardArgs : BackwardArgs {
   // grad_value before rounding, zero-filled: float32, or int64 fixed point where deterministic;
   // null where grad_value itself has the accumulation type and is zero-filled
   void* sums;
-  void* bounds;  // two zero-filled 8-byte slots, only where deterministic
+  void* bounds;  // kBounds zero-filled 8-byte slots, only where deterministic
   bool deterministic;
 };
 

@@ -59,13 +59,12 @@ struct FloatSums {
 struct Bounds {
   unsigned long long grad, weight;
 };
+static_assert(sizeof(Bounds) == 8 * kBounds, "room for them is made by their number");
 
 __device__ __forceinline__ float number(unsigned long long bits, float) {
   return __uint_as_float(static_cast<uint32_t>(bits));
 }
 __device__ __forceinline__ double number(unsigned long long bits, double) { return __longlong_as_double(bits); }
-__device__ __forceinline__ unsigned long long pattern(float v) { return __float_as_uint(fabsf(v)); }
-__device__ __forceinline__ unsigned long long pattern(double v) { return __double_as_longlong(fabs(v)); }
 
 // to[i] of lane j becomes from[j] of lane i, in groups of kSize neighbouring lanes
 template <int kSize, typename Accumulator>
