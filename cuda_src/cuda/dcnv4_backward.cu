@@ -90,7 +90,8 @@ __device__ __forceinline__ typename MagnitudeBits<T>::Bits largest_of(
       start[i] = (vector - pixel * static_cast<int>(rows.by_row.divisor)) * kVector;
       place[i] = start[i] - rows.by_period.quotient(start[i]) * rows.period;
       // vectors without an entry that counts are not read
-      if (kWhole || place[i] + kVector > rows.from) v[i].load(image + y * rows.strides.h + x * rows.strides.w + start[i]);
+      if (kWhole || place[i] + kVector > rows.from)
+        v[i].load(image + y * rows.strides.h + x * rows.strides.w + start[i]);
     }
 #pragma unroll
     for (int i = 0; i < kLoadsAtOnce; ++i) {
@@ -281,9 +282,8 @@ void find_bounds_of(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t s
   const Problem& p = args.problem;
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   const int channels = static_cast<int>(p.channels());
-  const bool wide =
-      fits_vectors<T, kWidest>(args.grad_output, p.grad_output, channels, channels) &&
-      fits_vectors<T, kWidest>(args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row);
+  const bool wide = fits_vectors<T, kWidest>(args.grad_output, p.grad_output, channels, channels) &&
+                    fits_vectors<T, kWidest>(args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row);
   const auto launch = wide ? launch_bounds<T, kWidest> : launch_bounds<T, 1>;
   launch(args, bounds, stream);
 }

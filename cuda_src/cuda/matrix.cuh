@@ -126,8 +126,8 @@ struct Matrix {
   }
 };
 
-// The bits of a tf32 term. Products ignore the others, and a compiler that knew would copy the float32 number to where a
-// product wants its high term: a move more for each.
+// The bits of a tf32 term. Products ignore the others, and a compiler that knew would copy the float32 number to where
+// a product wants its high term: a move more for each.
 __constant__ uint32_t high_term_bits = 0xffffe000u;
 
 // float32 as sums of two tf32 terms; the product of the two small ones is lost in the rounding of float32

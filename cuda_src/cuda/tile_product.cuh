@@ -21,10 +21,10 @@ namespace {
 constexpr int kThreadsATile = 128;
 constexpr int kWarps = 4;
 constexpr int kTileSide = 8;
-constexpr int kBlockSide = 4;                        // output pixels of a warp
-constexpr int kReach = 4;                            // input pixels around them
-constexpr int kNearSide = kBlockSide + 2 * kReach;   // 12
-constexpr int kNearPixels = kNearSide * kNearSide;   // 144
+constexpr int kBlockSide = 4;                       // output pixels of a warp
+constexpr int kReach = 4;                           // input pixels around them
+constexpr int kNearSide = kBlockSide + 2 * kReach;  // 12
+constexpr int kNearPixels = kNearSide * kNearSide;  // 144
 constexpr int kPoints = 9;
 constexpr int kRecord = 3 * kPoints;
 constexpr int kMostSlices = kMostGroupWidth / kSide;  // of 16 channels
