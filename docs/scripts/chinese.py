@@ -19,6 +19,18 @@ PART = re.compile(r"(<!-- (\w+) begin: .+ -->\n)(.*?)(\n<!-- \2 end -->)", re.DO
 SAME = re.compile(r"`.+`|[\d.]+( M, [\d.]+)?( \([\d.]+\))?|-+:?|[a-z]|.+, \d+ px|")
 
 
+# a place as the model YAMLs say it, alone or after the scales that it holds for
+PLACE = re.compile(r"(?:([nsmblx, ]+): )?(\w+) in layers? ([\d, ]+)")
+
+
+def place_in_chinese(place: re.Match[str]) -> str:
+    """Return where a model YAML holds DCNv4 in Chinese."""
+    words = WORDS["places"]
+    scales, module, layers = (part and part.replace(", ", words["comma"]) for part in place.groups())
+    at = words["at"].format(module=module, layers=layers)
+    return words["scales"].format(scales=scales) + at if scales else at
+
+
 def cell_in_chinese(cell: str) -> str:
     """Return a cell of a table in Chinese.
 
@@ -27,6 +39,9 @@ def cell_in_chinese(cell: str) -> str:
     """
     if SAME.fullmatch(cell):
         return cell
+    places = [PLACE.fullmatch(place) for place in cell.split("; ")]
+    if all(places):
+        return WORDS["places"]["semicolon"].join(place_in_chinese(place) for place in places if place)
     if cell not in WORDS["cells"]:
         raise ValueError(f"docs/scripts/chinese.yaml has no cell {cell!r}")
     return WORDS["cells"][cell]

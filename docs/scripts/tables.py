@@ -17,7 +17,7 @@ from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES, variant_stem
 
 SCALES = "nsmlx"
-# what the README shows; docs/models.md has all
+# what the README shows first, with words
 MODELS = {
     "yolov8{}.yaml": "for comparison",
     "yolov8{}-dcnv4-backbone.yaml": "the backbone's C2f from P3 on (layers 4, 6, 8)",
@@ -106,6 +106,18 @@ def shipped_tables() -> str:
     return "\n\n".join(parts)
 
 
+def shipped_files() -> str:
+    """Return one table of all shipped models."""
+    every = sorted({scale for _, scales in FAMILIES.values() for scale in scales}, key="nsmblx".index)
+    lines = [f"| model YAML | {' | '.join(['DCNv4 in', *every])} |", f"| --- | --- |{' ---: |' * len(every)}"]
+    for stems, scales in FAMILIES.values():
+        for stem in stems:
+            for name, place in list(shipped_places(stem, scales).items())[1:]:
+                costs = (cell(name.format(scale)) if scale in scales else "-" for scale in every)
+                lines.append(f"| `{name}` | {place} | {' | '.join(costs)} |")
+    return "\n".join(lines)
+
+
 def ultralytics_table() -> str:
     """Return what `yolo-dcnv4 variant` makes of each model YAML of the installed ultralytics, equal ones together."""
     from ultralytics.nn import tasks
@@ -130,7 +142,7 @@ def ultralytics_table() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"models": lambda: table(MODELS, SCALES)},
+    "README.md": {"models": lambda: table(MODELS, SCALES), "files": shipped_files},
     "docs/models.md": {"shipped": shipped_tables, "ultralytics": ultralytics_table},
 }
 
