@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py --json docs/results/cpu.json --plot docs/pictures/cpu.png
 
-Each result is checked against the float64 oracle before it is timed. All figures of one run are comparable; take turns,
-so that a machine that is busy for a while disturbs all alike.
+Results and gradients are checked against the float64 oracle before they are timed. All figures of one run are
+comparable; take turns, so that a machine that is busy for a while disturbs all alike.
 """
 
 from __future__ import annotations
@@ -41,10 +41,17 @@ def candidates(
     value.requires_grad_()
     offset_mask.requires_grad_()
 
-    expected = oracle(value.detach().double(), offset_mask.detach().double(), groups)
-    error = relative_error(dcnv4(value, offset_mask, groups=groups).detach(), expected)
-    if not error <= TOLERANCE[dtype]:
-        raise SystemExit(f"wrong result for {shape} in {dtype}: relative error {error:.2g}")
+    exact = tuple(t.detach().double().requires_grad_() for t in (value, offset_mask))
+    expected = oracle(*exact, groups)
+    found = dcnv4(value, offset_mask, groups=groups)
+    pairs = {"output": (found.detach(), expected.detach())}
+    gradients = torch.autograd.grad(found, (value, offset_mask), grad)
+    exact_gradients = torch.autograd.grad(expected, exact, grad.double())
+    pairs |= dict(zip(("grad_value", "grad_offset_mask"), zip(gradients, exact_gradients, strict=True), strict=True))
+    for name, (actual, wanted) in pairs.items():
+        error = relative_error(actual, wanted)
+        if not error <= TOLERANCE[dtype]:
+            raise SystemExit(f"wrong {name} for {shape} in {dtype}: relative error {error:.2g}")
 
     leaves = value, offset_mask
     functions = {
@@ -116,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
                 rows += measure(name, dtype, threads, settings.rounds)
     print(table(rows, list(rows[0])))
     if settings.json:
-        save(settings.json, rows)
+        save(settings.json, rows, capability=torch.ops.yolo_dcnv4.cpu_capability())
     if settings.plot:
         shown = [row for row in rows if row["dtype"] == "float32"]
         groups = [f"{row['pass']}, {row['map'].split(',')[0]}, {row['threads']} thr." for row in shown]

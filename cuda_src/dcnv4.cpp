@@ -168,4 +168,5 @@ STABLE_TORCH_LIBRARY(yolo_dcnv4, m) {
       "dcnv4_packed_backward(Tensor grad_output, Tensor packed, int groups, int[] window, float offset_scale, "
       "bool remove_center, bool softmax, int channels, bool deterministic) -> Tensor");
   m.def("cuda_obstacle(int device) -> str");
+  m.def("cpu_capability() -> str");
 }

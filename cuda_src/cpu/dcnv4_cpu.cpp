@@ -1,4 +1,6 @@
 #include <atomic>
+#include <cstdlib>
+#include <string>
 #include <utility>
 
 #include "../host.h"
@@ -8,23 +10,28 @@ namespace yolo_dcnv4 {
 
 namespace {
 
-const CpuKernels& best_kernels() {
+struct NamedKernels {
+  const char* name;
+  const CpuKernels& kernels;
+};
+
+// the widest instruction set of this machine, and of those that torch's own variable allows
+const NamedKernels& best_kernels() {
+  static const NamedKernels best = []() -> NamedKernels {
 #if defined(DCNV4_X86_KERNELS)
-  static const CpuKernels& best = [&]() -> const CpuKernels& {
+    const char* variable = getenv("ATEN_CPU_CAPABILITY");
+    const std::string allowed = variable ? variable : "";
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-      return avx512::kernels;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-      return avx2::kernels;
-    }
-    return baseline::kernels;
+    // every processor with AVX2 has F16C, for which older clang++ knows no name
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (has_avx512 && allowed != "avx2" && allowed != "default") return {"avx512", avx512::kernels};
+    if (has_avx2 && allowed != "default") return {"avx2", avx2::kernels};
+#endif
+    return {"default", baseline::kernels};
   }();
   return best;
-#else
-  return baseline::kernels;
-#endif
 }
 
 Tensor forward(
@@ -33,7 +40,7 @@ Tensor forward(
   const Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
   Tensor out = empty_output(value, p);
   const ForwardArgs args{p, value.data_ptr(), offset_mask.data_ptr(), out.data_ptr()};
-  const CpuKernels& kernels = best_kernels();
+  const CpuKernels& kernels = best_kernels().kernels;
   torch::stable::parallel_for(
       0, p.batch * p.out_height, 1, [&](int64_t begin, int64_t end) { kernels.forward(args, begin, end); });
   return out;
@@ -41,7 +48,7 @@ Tensor forward(
 
 void run_backward(const BackwardArgs& args) {
   const Problem& p = args.problem;
-  const CpuKernels& kernels = best_kernels();
+  const CpuKernels& kernels = best_kernels().kernels;
   std::atomic<bool> done{true};
   torch::stable::parallel_for(0, p.batch * p.groups, 1, [&](int64_t begin, int64_t end) {
     if (!kernels.backward(args, begin, end)) done = false;
@@ -78,6 +85,8 @@ Tensor backward_packed(
   return gradients.packed;
 }
 
+std::string cpu_capability() { return best_kernels().name; }
+
 }  // namespace
 
 }  // namespace yolo_dcnv4
@@ -87,4 +96,8 @@ STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CPU, m) {
   m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
   m.impl("dcnv4_packed", TORCH_BOX(&yolo_dcnv4::forward_packed));
   m.impl("dcnv4_packed_backward", TORCH_BOX(&yolo_dcnv4::backward_packed));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&yolo_dcnv4::cpu_capability));
 }

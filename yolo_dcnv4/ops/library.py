@@ -80,6 +80,13 @@ def _has_kernel(key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::dcnv4", key)
 
 
+def _cpu_kernels() -> str:
+    # a library that an older version left behind does not tell
+    if not torch._C._dispatch_has_kernel(f"{NAMESPACE}::cpu_capability"):
+        return ""
+    return f", kernels for CPU capability {torch.ops.yolo_dcnv4.cpu_capability()}"
+
+
 @functools.cache
 def cuda_obstacle(index: int) -> str:
     """Return why the compiled kernels cannot run on a CUDA device, or an empty string.
@@ -114,5 +121,5 @@ def backend(device: torch.device | str | int | None = None) -> Backend:
     if device.type == "cpu":
         if ABSENT:
             return Backend("torch", ABSENT)
-        return Backend("cpu", f"compiled library {library_path()}")
+        return Backend("cpu", f"compiled library {library_path()}{_cpu_kernels()}")
     return Backend("torch", f"there is no compiled kernel for device type {device.type!r}")
