@@ -17,7 +17,7 @@ from generated import ROOT, with_parts, write_or_check
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
-CPU = RESULTS / "2026-11-21-cpu-torch2.15.json"
+CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 TWO_GPUS = RESULTS / "2026-11-21-2xh200-torch2.11-ddp.json"
 MODEL_COLUMNS = {
@@ -107,7 +107,8 @@ def cpu_table() -> str:
         setting = f"{row['map']}, {row['dtype']}, {row['threads']} threads, {row['pass']}"
         rows.append([setting, *("-" if row.get(key) is None else f"{row[key]:.3g}" for key in keys)])
     header = ["milliseconds", *(key.removesuffix(" ms") for key in keys)]
-    return f"{markdown(header, rows)}\n\n{origin(document, CPU)}"
+    capability = f"CPU capability {document['capability']}"
+    return f"{markdown(header, rows)}\n\n{capability}; {origin(document, CPU)}"
 
 
 def speed_table() -> str:
