@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +98,22 @@ def test_fuse_folds_the_normalisation(s):
             torch.testing.assert_close(block(x), expected)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
     assert not any(p.requires_grad for p in block.dcn.output_proj.parameters())
+
+
+def test_fused_block_is_copied_and_saved_whole():
+    block = DCNv4Conv(8, 12).eval()
+    x = torch.randn(2, 8, 7, 6)
+    with torch.no_grad():
+        block.fuse_dcnv4()
+        expected = block(x)
+        nn.init.zeros_(block.dcn.output_proj.weight)
+        copied = copy.deepcopy(block)
+        nn.init.xavier_uniform_(block.dcn.output_proj.weight)
+        saved = io.BytesIO()
+        torch.save(block, saved)
+        saved.seek(0)
+        loaded = torch.load(saved, weights_only=False)
+        # each computes with its own weights
+        torch.testing.assert_close(loaded(x), block(x))
+        assert not torch.equal(copied(x), block(x))
+        assert not torch.equal(copied(x), expected)

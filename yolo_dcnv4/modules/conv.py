@@ -49,7 +49,13 @@ class DCNv4Conv(nn.Module):
             return
         self.dcn.output_proj = fuse_linear_bn_eval(self.dcn.output_proj.eval(), self.bn.eval()).requires_grad_(False)
         self.bn = nn.Identity()  # type: ignore[assignment]  # in the role of BatchNorm2d
+        # as BaseModel.fuse does for Conv
+        self.forward = self.forward_fuse  # type: ignore[method-assign]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to (N, c1, H, W)."""
         return self.act(self.bn(self.dcn(x)))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        """Apply the layer after `fuse_dcnv4`."""
+        return self.act(self.dcn(x))

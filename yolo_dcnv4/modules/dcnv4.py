@@ -30,6 +30,10 @@ def default_groups(channels: int) -> int:
     return channels // width
 
 
+def _entries(groups: int, points: int) -> int:
+    return math.ceil(3 * groups * points / 8) * 8
+
+
 class DCNv4Core(nn.Module):
     """The core operator as a childless module, so that FLOP counters find it.
 
@@ -71,7 +75,7 @@ class DCNv4Core(nn.Module):
     @property
     def entries(self) -> int:
         """Entries R of a pixel's sampling record: three for each group and point, padded to a multiple of 8."""
-        return math.ceil(3 * self.group * self.points / 8) * 8
+        return _entries(self.group, self.points)
 
     def forward(self, value: Tensor, offset_mask: Tensor | None = None) -> Tensor:
         """Aggregate `value` (N, H, W, C) at the points of `offset_mask` (N, H_out, W_out, R).
@@ -80,12 +84,13 @@ class DCNv4Core(nn.Module):
         be left out.
         """
         if offset_mask is None:
+            window = self.window
             return dcnv4_packed(
                 value,
                 # a plain number: as a traced size it would leave as arithmetic at every slice
-                channels=int(value.shape[-1]) - self.entries,
+                channels=int(value.shape[-1]) - _entries(self.group, window.points(self.remove_center)),
                 groups=self.group,
-                window=self.window,
+                window=window,
                 offset_scale=self.offset_scale,
                 remove_center=self.remove_center,
             )

@@ -28,7 +28,9 @@ def project(projection: nn.Linear, x: Tensor) -> Tensor:
     """
     if not _as_convolution(projection, x):
         return projection(x)
-    return F.conv2d(x.permute(0, 3, 1, 2), projection.weight[:, :, None, None], projection.bias).permute(0, 2, 3, 1)
+    return F.conv2d(
+        x.permute(0, 3, 1, 2), projection.weight.view(*projection.weight.shape, 1, 1), projection.bias
+    ).permute(0, 2, 3, 1)
 
 
 def _as_convolution(projection: nn.Linear, x: Tensor) -> bool:

@@ -13,8 +13,14 @@ _DEVICES = frozenset(
 )
 
 
+# one flag for all devices, where torch has it: asking for a device by its name takes four times as long
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
 def to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Return the tensor in the autocast dtype of its device where autocast is on, else as it is."""
+    if not torch.compiler.is_compiling() and not _any_autocast():
+        return tensor
     device = tensor.device.type
     # devices such as meta know no autocast
     if device not in _DEVICES or not torch.is_autocast_enabled(device):
