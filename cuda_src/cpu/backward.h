@@ -12,21 +12,12 @@ namespace yolo_dcnv4 {
 namespace DCNV4_ISA {
 namespace {
 
-// from numbers of one type to the other
-template <typename From, typename To>
-DCNV4_INLINE void store_numbers(const From* numbers, const int count, To* to) {
-  using A = typename Opmath<From>::type;
-  for_each_chunk<A>(count, [&](auto width, int i) __attribute__((always_inline)) {
-    Lanes<A, decltype(width)::value> lanes;
-    lanes.load_from(numbers + i);
-    lanes.store_to(to + i);
-  });
-}
-
 // What a thread keeps of one image and group: its channels as a dense (H, W, D) in the type of computations. In tensors
 // they lie apart, in rows that often meet in the same lines of the cache.
 template <typename A>
 struct Plane {
+  static constexpr int kCopyAhead = 8;  // pixels
+
   int64_t row, pixel;  // strides in elements
   int64_t size;
 
@@ -42,8 +33,8 @@ struct Plane {
   void fill(const Problem& p, const T* value, A* plane) const {
     for (int y = 0; y < p.height; ++y) {
       for (int x = 0; x < p.width; ++x) {
-        __builtin_prefetch(value + y * p.value.h + (x + 8) * p.value.w);
-        store_numbers(value + y * p.value.h + x * p.value.w, p.group_width, plane + y * row + x * pixel);
+        __builtin_prefetch(value + y * p.value.h + (x + kCopyAhead) * p.value.w);
+        convert(value + y * p.value.h + x * p.value.w, p.group_width, plane + y * row + x * pixel);
       }
     }
   }
@@ -52,8 +43,8 @@ struct Plane {
   void store_to(const Problem& p, const A* plane, T* pixels, int64_t pixel_row) const {
     for (int y = 0; y < p.height; ++y) {
       for (int x = 0; x < p.width; ++x, pixels += pixel_row) {
-        __builtin_prefetch(pixels + 8 * pixel_row, 1);
-        store_numbers(plane + y * row + x * pixel, p.group_width, pixels);
+        __builtin_prefetch(pixels + kCopyAhead * pixel_row, 1);
+        convert(plane + y * row + x * pixel, p.group_width, pixels);
       }
     }
   }
@@ -161,10 +152,7 @@ DCNV4_INLINE void find_points(
         found.vertical.put_tent(k, y, grid.rows);
         found.horizontal.put_tent(k, x, grid.columns);
         put(m, found.m + k);
-        put(m * y.first * x.first, found.weight[0] + k);
-        put(m * y.first * x.second, found.weight[1] + k);
-        put(m * y.second * x.first, found.weight[2] + k);
-        put(m * y.second * x.second, found.weight[3] + k);
+        put_weights(y, x, m, found.weight, k);
       });
 }
 
@@ -255,21 +243,23 @@ DCNV4_INLINE void see_all(Probe<A>& probe, const A* numbers, const int count) {
   });
 }
 
-// the gradients of one output pixel; false where the strict way has to be gone; `points` and `depth` are constant where
-// the compiler is to unroll for them
+// the gradients of one output pixel; false where its points have to be taken one by one; `points` and `depth` are
+// constant where the compiler is to unroll for them
 template <typename T, typename A>
 DCNV4_INLINE bool backward_pixel(
     const PointGrid<A>& grid, const Corners<A>& corners, const GroupTask<T>& task, const T* record, const A* grad,
     int out_y, int out_x, const int points, const int depth, PointGradients<A>& found, T* grad_record) {
-  // a zero weight times an infinite or NaN number: pixels outside must not feel it
   find_points(grid, corners, record, out_y, out_x, points, found);
+  // a zero weight times an infinite or NaN number: pixels outside must not feel it
   Probe<A> probe;
   see_all(probe, found.m, points);
   see_all(probe, grad, depth);
   if (!probe.finite()) return false;
-  if (grad_record) find_dots(corners, found, points, grad, task.pixels, depth);
-  // infinite pixels; asked before the sums are touched
-  if (grad_record && !finish_record(found, points, grid.scale())) return false;
+  if (grad_record) {
+    find_dots(corners, found, points, grad, task.pixels, depth);
+    // the same for pixels; before the sums are touched
+    if (!finish_record(found, points, grid.scale())) return false;
+  }
   if (task.sums) {
     for_each_chunk<A>(depth, [&](auto width, int c) __attribute__((always_inline)) {
       Lanes<A, decltype(width)::value> lanes;
@@ -278,20 +268,21 @@ DCNV4_INLINE bool backward_pixel(
     });
   }
   if (grad_record) {
-    store_numbers(found.record, 2 * points, grad_record);
-    store_numbers(found.weight_record, points, grad_record + 2 * points);
+    convert(found.record, 2 * points, grad_record);
+    convert(found.weight_record, points, grad_record + 2 * points);
   }
   return true;
 }
 
-// A group's numbers lie apart from pixel to pixel, too far for some processors to see where they will be wanted.
+// A group's numbers lie so far apart from pixel to pixel that some processors do not see where they will be wanted.
+constexpr int kAhead = 4;  // pixels
+
 template <typename T>
 DCNV4_INLINE void fetch(const T* from, int count) {
-  const int per_line = 64 / static_cast<int>(sizeof(T));
-  for (int i = 0; i < count; i += per_line) __builtin_prefetch(from + i);
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(from + i);
   __builtin_prefetch(from + count - 1);
 }
-constexpr int kAhead = 4;
 
 template <typename T>
 void backward_group(

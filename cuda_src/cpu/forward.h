@@ -29,10 +29,7 @@ DCNV4_INLINE void find_taps(
       record, out_y, out_x, points,
       [&](int k, const Tent<A>& y, const Tent<A>& x, const V& m) __attribute__((always_inline)) {
         put(corners.first_of(y, x), taps.first + first + k);
-        put(m * y.first * x.first, taps.weight[0] + first + k);
-        put(m * y.first * x.second, taps.weight[1] + first + k);
-        put(m * y.second * x.first, taps.weight[2] + first + k);
-        put(m * y.second * x.second, taps.weight[3] + first + k);
+        put_weights(y, x, m, taps.weight, first + k);
       });
 }
 

@@ -316,19 +316,24 @@ DCNV4_INLINE void for_each_chunk(int channels, const Work& work, int c = 0) {
   if constexpr (width > 1) for_each_chunk<A, (width > 4 ? width / 2 : 1)>(channels, work, c);
 }
 
+// numbers of one type into another
+template <typename From, typename To>
+DCNV4_INLINE void convert(const From* numbers, const int count, To* to) {
+  using A = typename Opmath<From>::type;
+  for_each_chunk<A>(count, [&](auto width, int i) __attribute__((always_inline)) {
+    Lanes<A, decltype(width)::value> lanes;
+    lanes.load_from(numbers + i);
+    lanes.store_to(to + i);
+  });
+}
+
 // `count` entries in the type of computations: themselves, or copies in `room`
 template <typename T, typename A>
 DCNV4_INLINE const A* in_opmath(const T* entries, const int count, A* room) {
   if constexpr (sizeof(T) == sizeof(A)) {
     return entries;
   } else {
-    int i = 0;
-    for (; i + 8 <= count; i += 8) {
-      Lanes<A, 8> lanes;
-      lanes.load_from(entries + i);
-      lanes.store_to(room + i);
-    }
-    for (; i < count; ++i) room[i] = load(entries[i]);
+    convert(entries, count, room);
     return room;
   }
 }

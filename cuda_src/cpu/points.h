@@ -58,6 +58,16 @@ struct Tent {
   }
 };
 
+// the weights of the four corners of points, from `at` on
+template <typename A>
+DCNV4_INLINE void put_weights(
+    const Tent<A>& y, const Tent<A>& x, const typename Tent<A>::V& m, A (&weight)[4][kMostPoints], int at) {
+  put(m * y.first * x.first, weight[0] + at);
+  put(m * y.first * x.second, weight[1] + at);
+  put(m * y.second * x.first, weight[2] + at);
+  put(m * y.second * x.second, weight[3] + at);
+}
+
 // Reads of registers go past the end of a record. That is nobody's memory behind the last one, so the last record of
 // each row is copied.
 template <typename T, typename A>
