@@ -101,15 +101,18 @@ def test_demo_reads_map50_from_what_val_prints():
 same_head = pytest.mark.skipif(not hasattr(Detect, "legacy"), reason="this release gives YOLOv8 the head of YOLO11")
 
 
-def rows(document: str) -> dict[str, list[str]]:
+def rows(document: str, part: str = "") -> dict[str, list[str]]:
+    """Rows of the tables of models, or of one generated part."""
     text = (ROOT / document).read_text(encoding="utf-8")
+    if part:
+        text = text[text.index(f"<!-- {part} begin") : text.index(f"<!-- {part} end")]
     found = re.findall(r"^\| `(yolo\w*\{\}\S*\.yaml)` \| [^|]+ \| (.+) \|$", text, re.MULTILINE)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
 
 
 @same_head
 def test_readme_table_is_fresh_at_the_smallest_scale():
-    shown = rows("README.md")
+    shown = rows("README.md", "models")
     assert list(shown) == list(tables.MODELS)
     names = [name for name in shown if check_yaml(name.format("").split("-dcnv4")[0] + ".yaml", hard=False)]
     assert [shown[name][0] for name in names] == tables.cells("n", names)
@@ -131,8 +134,12 @@ def test_every_shipped_model_has_its_row():
     for name in (name for name in shown if name.startswith("yolov10{}-")):
         assert {name.format(scale) for scale in "nsmblx"} <= shipped and len(shown[name]) == 6
     assert all(re.fullmatch(r"\d+\.\d\d M, \d+\.\d", cell) for cells in shown.values() for cell in cells)
-    for name, cells in rows("README.md").items():
+    for name, cells in rows("README.md", "models").items():
         assert [cell for cell in shown[name] if cell in cells] == cells, name
+    files = rows("README.md", "files")
+    assert set(files) == {name for name in shown if "-dcnv4-" in name}
+    for name, cells in files.items():
+        assert [cell for cell in cells if cell != "-"] == shown[name], name
 
 
 def test_stale_tables_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
