@@ -72,7 +72,7 @@ DCNV4_INLINE typename Vector<A, width>::type load_vector(const T* from) {
   if constexpr (sizeof(T) == sizeof(A)) {
     memcpy(&to, from, sizeof to);
     return to;
-  } else if constexpr (IsBFloat16<T>::value) {
+  } else if constexpr (kSame<T, BFloat16>) {
     typename Vector<uint16_t, width>::type bits;
     memcpy(&bits, from, sizeof bits);
     const auto words = widened<width>(bits) << 16;
@@ -116,7 +116,7 @@ DCNV4_INLINE void store_vector(const typename Vector<A, width>::type& from, T* t
     memcpy(to, &from, sizeof from);
     return;
 #if defined(__AVX512F__)
-  } else if constexpr (IsHalf<T>::value && width == 16) {
+  } else if constexpr (kSame<T, Half> && width == 16) {
     __m512 values;
     memcpy(&values, &from, sizeof values);
     const __m256i bits = _mm512_maskz_cvtps_ph(0xffff, values, _MM_FROUND_TO_NEAREST_INT);
@@ -124,7 +124,7 @@ DCNV4_INLINE void store_vector(const typename Vector<A, width>::type& from, T* t
     return;
 #endif
 #if defined(__F16C__)
-  } else if constexpr (IsHalf<T>::value && width == 8) {
+  } else if constexpr (kSame<T, Half> && width == 8) {
     __m256 values;
     memcpy(&values, &from, sizeof values);
     const __m128i bits = _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT);
@@ -132,7 +132,7 @@ DCNV4_INLINE void store_vector(const typename Vector<A, width>::type& from, T* t
     return;
 #endif
   }
-  if constexpr (IsBFloat16<T>::value) {
+  if constexpr (kSame<T, BFloat16>) {
     using Words = typename Vector<uint32_t, width>::type;
     Words bits;
     memcpy(&bits, &from, sizeof bits);
@@ -167,12 +167,6 @@ struct Lanes {
   }
   DCNV4_INLINE void add(const Lanes& other) {
     for (int i = 0; i < kParts; ++i) part[i] += other.part[i];
-  }
-  // the products of both, added up as far as registers go
-  DCNV4_INLINE typename Vector<A, kEach>::type product(const Lanes& other) const {
-    typename Vector<A, kEach>::type sum = part[0] * other.part[0];
-    for (int i = 1; i < kParts; ++i) sum += part[i] * other.part[i];
-    return sum;
   }
 };
 

@@ -97,23 +97,10 @@ struct Opmath<double> {
   using type = double;
 };
 
+template <typename T, typename U>
+constexpr bool kSame = false;
 template <typename T>
-struct IsHalf {
-  static constexpr bool value = false;
-};
-template <>
-struct IsHalf<Half> {
-  static constexpr bool value = true;
-};
-
-template <typename T>
-struct IsBFloat16 {
-  static constexpr bool value = false;
-};
-template <>
-struct IsBFloat16<BFloat16> {
-  static constexpr bool value = true;
-};
+constexpr bool kSame<T, T> = true;
 
 }  // namespace
 }  // namespace DCNV4_ISA
