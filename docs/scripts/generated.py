@@ -10,6 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Return a table.
+
+    Args:
+        header: Names of the columns.
+        rows: One text per column each.
+        texts: How many columns hold text; the others hold numbers.
+    """
+    lines = [header, ["---"] * texts + ["---:"] * (len(header) - texts), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def with_parts(text: str, parts: Mapping[str, Callable[[], str]], script: str) -> str:
     """Return a page with its generated parts.
 

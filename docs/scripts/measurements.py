@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from generated import ROOT, with_parts, write_or_check
+from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
@@ -29,12 +29,6 @@ MODEL_COLUMNS = {
     "training, deterministic": "deterministic",
     "peak GB": "peak memory, GB",
 }
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table whose first column is text and whose others are numbers."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def microseconds(value: float | None) -> str:

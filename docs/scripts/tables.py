@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from generated import ROOT, with_parts, write_or_check
+from generated import ROOT, markdown, with_parts, write_or_check
 
 from yolo_dcnv4 import compare, write_variant
 from yolo_dcnv4.variant import PLACES, variant_stem
@@ -69,13 +69,8 @@ def table(places: dict[str, str], scales: str) -> str:
         scales: The scales.
     """
     columns = [cells(scale, tuple(places)) for scale in scales]
-    lines = [
-        f"| model YAML (n to x in place of {{}}) | DCNv4 in | {' | '.join(scales)} |",
-        f"| --- | --- |{' ---: |' * len(scales)}",
-    ]
-    for row, (name, place) in enumerate(places.items()):
-        lines.append(f"| `{name}` | {place} | {' | '.join(column[row] for column in columns)} |")
-    return "\n".join(lines)
+    rows = [[f"`{name}`", place, *costs] for (name, place), *costs in zip(places.items(), *columns, strict=True)]
+    return markdown(["model YAML (n to x in place of {})", "DCNv4 in", *scales], rows, texts=2)
 
 
 def shipped_places(stem: str, scales: str) -> dict[str, str]:
@@ -109,13 +104,13 @@ def shipped_tables() -> str:
 def shipped_files() -> str:
     """Return one table of all shipped models."""
     every = sorted({scale for _, scales in FAMILIES.values() for scale in scales}, key="nsmblx".index)
-    lines = [f"| model YAML | {' | '.join(['DCNv4 in', *every])} |", f"| --- | --- |{' ---: |' * len(every)}"]
+    rows = []
     for stems, scales in FAMILIES.values():
         for stem in stems:
             for name, place in list(shipped_places(stem, scales).items())[1:]:
                 costs = (cell(name.format(scale)) if scale in scales else "-" for scale in every)
-                lines.append(f"| `{name}` | {place} | {' | '.join(costs)} |")
-    return "\n".join(lines)
+                rows.append([f"`{name}`", place, *costs])
+    return markdown(["model YAML", "DCNv4 in", *every], rows, texts=2)
 
 
 def ultralytics_table() -> str:
@@ -137,8 +132,8 @@ def ultralytics_table() -> str:
             if row[-1].startswith("refused"):
                 row[:-1] = ["refused"] * len(row[:-1])
             rows.setdefault(tuple(row), []).append(f"`{model}`")
-    lines = [f"| model YAML | {' | '.join(PLACES)} |", "| --- | --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in rows.items())])
+    header = ["model YAML", *PLACES]
+    return markdown(header, [[", ".join(names), *row] for row, names in rows.items()], texts=len(header))
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
