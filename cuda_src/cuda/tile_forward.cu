@@ -8,8 +8,10 @@
 
 #include <algorithm>
 
+#include "bulk_copy.h"
 #include "forward_tile.h"
 #include "sampling.cuh"
+#include "tuning.h"
 
 namespace yolo_dcnv4 {
 
@@ -29,15 +31,18 @@ struct ForwardLayout {
   int copy_threads, copy_rows;      // threads that copy a row, rows that are copied at once
   int columns, parts, channels;     // tiles in a row; blocks a tile
   int slice_bytes, features_bytes;  // staged: a slice, all of them
+  bool in_bulk;                     // whether the bulk tensor engine stages them
   int record_h, record_w;           // strides of offset_mask
   Divider by_parts, by_columns, by_parts_a_group, by_tile_w, by_copy_threads;
 };
 
-// Points of a warp's pixels, prepared. The lengths of rows keep what four pixels read in different banks.
+// Points of a warp's pixels, prepared. The lengths of rows keep what four pixels read in different banks. A read takes
+// L1 the longer the more bytes each lane gets, even if they are the same for all: hence two places a word.
 struct BatchRoom {
-  float2 weights[2][kBatch][kPoints + 1];  // of the left and the right corners: top, bottom
-  uint32_t addresses[kBatch][12];          // of the top left corners; then the output pixel, or kNoPixel
-  uint32_t far[kBatch];                    // a bit for each point outside the staged pixels
+  float2 weights[2][kBatch][kPoints];  // of the left and the right corners: top, bottom
+  // staged pixels of the top left corners; then the output pixel, or kNoPixel
+  uint32_t places[kBatch][kPoints / 2 + 2];
+  uint32_t far[kBatch];  // a bit for each point outside the staged pixels
 };
 
 // the compiler would rather compute some values anew in every round than keep them
@@ -86,6 +91,9 @@ __device__ __forceinline__ float4 load_floats(uint32_t from) {
   const uint4 v = load_vector(from);
   return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
+__device__ __forceinline__ void store_half(uint32_t to, uint32_t v) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(to), "h"(static_cast<uint16_t>(v)) : "memory");
+}
 __device__ __forceinline__ void store(uint32_t to, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
 }
@@ -99,7 +107,7 @@ template <int kSlices>
 struct QuadSums {
   float sum[kSlices][4];
   uint32_t pixel, side, piece;
-  uint32_t features, down, slice_bytes, weights, addresses;
+  uint32_t features, down, slice_bytes, weights, places;
 
   __device__ __forceinline__ QuadSums(const ForwardLayout& layout, uint32_t staged, uint32_t room) {
     const uint32_t lane = threadIdx.x % 32;
@@ -109,8 +117,8 @@ struct QuadSums {
     slice_bytes = layout.slice_bytes;
     weights = room + offsetof(BatchRoom, weights) + side * sizeof(BatchRoom::weights[0]) +
               pixel * sizeof(BatchRoom::weights[0][0]);
-    addresses = room + offsetof(BatchRoom, addresses) + pixel * sizeof(BatchRoom::addresses[0]);
-    keep(features), keep(down), keep(weights), keep(addresses);
+    places = room + offsetof(BatchRoom, places) + pixel * sizeof(BatchRoom::places[0]);
+    keep(features), keep(down), keep(weights), keep(places);
   }
 
   // the results that the lane is left with
@@ -128,19 +136,23 @@ struct QuadSums {
     sum[3] = fmaf(weight, v.w, sum[3]);
   }
 
+  // where the first (0) or the second (1) of two places lies, counted from `start` on
+  static __device__ __forceinline__ uint32_t address(uint32_t two_places, uint32_t which, uint32_t start) {
+    constexpr uint32_t kFirst = kPixelBytes, kSecond = kFirst << 8;
+    return __dp2a_lo(two_places, which ? kSecond : kFirst, start);
+  }
+
   // of four of the batch's pixels from `first` on; returns the lane's output pixel
   __device__ __forceinline__ uint32_t gather(int first) {
     clear();
     const uint32_t w = weights + first * sizeof(BatchRoom::weights[0][0]);
-    const uint32_t a = addresses + first * sizeof(BatchRoom::addresses[0]);
-    const uint4 first_four = load_vector(a), next_four = load_vector(a + 16);
-    const uint2 last = load_words(a + 32);
-    const uint32_t at[kPoints] = {first_four.x, first_four.y, first_four.z, first_four.w, next_four.x,
-                                  next_four.y,  next_four.z,  next_four.w,  last.x};
+    const uint32_t p = places + first * sizeof(BatchRoom::places[0]);
+    const uint2 first_four = load_words(p), next_four = load_words(p + 8), last = load_words(p + 16);
+    const uint32_t at[] = {first_four.x, first_four.y, next_four.x, next_four.y, last.x};
 #pragma unroll
     for (int k = 0; k < kPoints; ++k) {
       const uint2 weight = load_words(w + 8 * k);
-      const uint32_t top = at[k] + features, bottom = top + down;
+      const uint32_t top = address(at[k / 2], k % 2, features), bottom = top + down;
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
         add(sum[slice], __uint_as_float(weight.x), load_floats(top + slice * slice_bytes));
@@ -155,13 +167,13 @@ struct QuadSums {
   __device__ __forceinline__ uint32_t gather_first_corners(int first) {
     clear();
     const uint32_t w = weights - side * sizeof(BatchRoom::weights[0]) + first * sizeof(BatchRoom::weights[0][0]);
-    const uint32_t a = addresses + first * sizeof(BatchRoom::addresses[0]);
-    const uint2 last = load_words(a + 4 * (kPoints - 1));
+    const uint32_t p = places + first * sizeof(BatchRoom::places[0]);
+    const uint2 last = load_words(p + 2 * (kPoints - 1));
     const uint32_t corner = features - side * kPixelBytes;
 #pragma unroll
     for (int k = 0; k < kPoints; k += 2) {
       const bool both = k + 1 < kPoints;
-      const uint32_t from = (both ? load_word(a + 4 * (k + side)) : last.x) + corner;
+      const uint32_t from = both ? address(load_word(p + 2 * k), side, corner) : address(last.x, 0, corner);
       const uint32_t bits = load_word(w + 8 * (both ? k + side : k));
       const float weight = both || side == 0 ? __uint_as_float(bits) : 0.f;
 #pragma unroll
@@ -266,31 +278,49 @@ __device__ __forceinline__ void stage_features(
 }
 
 // whether this thread's share of what is staged is
-__device__ __forceinline__ bool all_finite(uint32_t staged, int bytes) {
+template <int kSlices>
+__device__ __forceinline__ bool all_finite(const ForwardLayout& layout, uint32_t staged) {
+  const int bytes = layout.region_h * layout.region_w * kPixelBytes;
   float probe = 0.f;
-  for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) {
-    const float4 v = load_floats(staged + i);
-    probe = fmaf(v.x, 0.f, fmaf(v.y, 0.f, fmaf(v.z, 0.f, fmaf(v.w, 0.f, probe))));
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) {
+    for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) {
+      const float4 v = load_floats(staged + slice * layout.slice_bytes + i);
+      probe = fmaf(v.x, 0.f, fmaf(v.y, 0.f, fmaf(v.z, 0.f, fmaf(v.w, 0.f, probe))));
+    }
   }
   return probe == 0.f;
 }
 
 template <int kSlices>
 __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
-    const Geometry<float> g, const ForwardLayout layout, const float* __restrict__ value,
-    const float* __restrict__ offset_mask, float* __restrict__ out) {
+    const Geometry<float> g, const ForwardLayout layout, const __grid_constant__ CUtensorMap map,
+    const float* __restrict__ value, const float* __restrict__ offset_mask, float* __restrict__ out) {
   constexpr int kWidth = kSlices * kSliceWidth;
-  extern __shared__ uint4 shared[];
+  extern __shared__ __align__(kSliceAlignment) uint4 shared[];
   const int lane = threadIdx.x % 32;
   const int tile = layout.by_parts.quotient(blockIdx.x), part = blockIdx.x - tile * layout.parts;
   const int tile_row = layout.by_columns.quotient(tile);
   const int first_y = tile_row * layout.tile_h, first_x = (tile - tile_row * layout.columns) * layout.tile_w;
   const float* image = value + blockIdx.y * g.value_n + part * kWidth;
   const uint32_t staged = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  stage_features<kSlices>(
-      g, layout, first_y + g.shift_h - layout.reach, first_x + g.shift_w - layout.reach, image, staged);
+  const int start_y = first_y + g.shift_h - layout.reach, start_x = first_x + g.shift_w - layout.reach;
+  const CopyBarrier barrier{staged + layout.features_bytes};
+  if (layout.in_bulk) {
+    if (threadIdx.x == 0) {
+      barrier.expect(kSlices * layout.region_h * layout.region_w * kPixelBytes);
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice) {
+        barrier.copy(
+            staged + slice * layout.slice_bytes, map, part * kWidth + slice * kSliceWidth, start_x, start_y,
+            blockIdx.y);
+      }
+    }
+  } else {
+    stage_features<kSlices>(g, layout, start_y, start_x, image, staged);
+  }
 
-  const uint32_t room = staged + layout.features_bytes + threadIdx.x / 32 * sizeof(BatchRoom);
+  const uint32_t room = barrier.address + kBarrierBytes + threadIdx.x / 32 * sizeof(BatchRoom);
   QuadSums<kSlices> sums(layout, staged, room);
 
   // a lane a point: 27 lanes prepare three pixels, the others do what lanes before them do
@@ -303,16 +333,16 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
   const float* offsets = records + 2 * k;
   const float* masks = records + 2 * kPoints + k;
   uint32_t weights_to = room + offsetof(BatchRoom, weights) + third * sizeof(BatchRoom::weights[0][0]) + 8 * k;
-  uint32_t address_to = room + offsetof(BatchRoom, addresses) + third * sizeof(BatchRoom::addresses[0]) + 4 * k;
-  uint32_t row_bytes = layout.region_w * kPixelBytes;
+  uint32_t place_to = room + offsetof(BatchRoom, places) + third * sizeof(BatchRoom::places[0]) + 2 * k;
+  uint32_t row_pixels = layout.region_w;
   // adding 2^23, rounding down, leaves the floor in the low bits; unsigned arithmetic wraps the others away
   constexpr float kMagic = 8388608.f;
   constexpr uint32_t kMagicBits = 0x4b000000u;
-  uint32_t address_shift = 0u - kMagicBits * (row_bytes + kPixelBytes);
+  uint32_t place_shift = 0u - kMagicBits * (row_pixels + 1);
   float* result =
       out + static_cast<int64_t>(blockIdx.y) * g.out_pixels * layout.channels + part * kWidth + sums.first_channel();
-  keep(grid_x), keep(grid_y), keep(limit_x), keep(limit_y), keep(weights_to), keep(address_to), keep(row_bytes);
-  keep(address_shift), keep(offsets), keep(masks), keep(result);
+  keep(grid_x), keep(grid_y), keep(limit_x), keep(limit_y), keep(weights_to), keep(place_to), keep(row_pixels);
+  keep(place_shift), keep(offsets), keep(masks), keep(result);
 
   const uint32_t first_record = first_y * layout.record_h + first_x * layout.record_w;
   int first_pixel = threadIdx.x / 32 * kBatch;
@@ -327,7 +357,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
     const uint32_t own_place = exists ? tile_y << 16 | tile_x : 0;
     if (lane < kBatch) {
       store(
-          room + offsetof(BatchRoom, addresses) + lane * sizeof(BatchRoom::addresses[0]) + 4 * kPoints,
+          room + offsetof(BatchRoom, places) + (lane + 1) * sizeof(BatchRoom::places[0]) - sizeof(uint32_t),
           exists ? out_y * g.out_width + out_x : kNoPixel);
     }
     float dx[kRounds], dy[kRounds], m[kRounds];
@@ -359,9 +389,9 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
       const uint32_t to = weights_to + round * kPixelsARound * static_cast<uint32_t>(sizeof(BatchRoom::weights[0][0]));
       store(to, upper * left, lower * left);
       store(to + sizeof(BatchRoom::weights[0]), upper * right, lower * right);
-      store(
-          address_to + round * kPixelsARound * static_cast<uint32_t>(sizeof(BatchRoom::addresses[0])),
-          __float_as_uint(floor_y) * row_bytes + (__float_as_uint(floor_x) * kPixelBytes + address_shift));
+      store_half(
+          place_to + round * kPixelsARound * static_cast<uint32_t>(sizeof(BatchRoom::places[0])),
+          __float_as_uint(floor_y) * row_pixels + (__float_as_uint(floor_x) + place_shift));
     }
     static_assert(kRounds == 4, "the rounds are named one by one");
     const bool any_far = (far[0] | far[1] | far[2] | far[3]) != 0;
@@ -371,10 +401,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
       store(room + offsetof(BatchRoom, far) + 4 * lane, bits >> kPoints * (lane % kPixelsARound) & kPointBits);
     }
     if (!ready) {
-      await_copies();
+      if (!layout.in_bulk) await_copies();
       on_grid = __syncthreads_and(off_grid == 0);
+      if (layout.in_bulk) barrier.await();
       // corners of weight zero may be left out where nothing is infinite or NaN
-      if (on_grid) on_grid = __syncthreads_and(all_finite(staged, layout.features_bytes));
+      if (on_grid) on_grid = __syncthreads_and(all_finite<kSlices>(layout, staged));
       ready = true;
     } else {
       __syncwarp();
@@ -411,7 +442,8 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
   // three pixels around the outer points of the window
   const int reach = 3 + std::max(p.window.dilation_h, p.window.dilation_w);
-  const ForwardTile tile = choose_tile(p, reach, kSlices, sizeof(BatchRoom));
+  const bool has_engine = bulk_copies_pay(architecture());
+  const ForwardTile tile = choose_tile(p, reach, kSlices, sizeof(BatchRoom), has_engine);
   if (tile.warps == 0) return cudaErrorInvalidConfiguration;
   ForwardLayout t;
   t.tile_h = tile.h;
@@ -425,7 +457,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   t.channels = static_cast<int>(p.channels());
   const int parts_a_group = p.group_width / (kSlices * kSliceWidth);
   t.parts = p.groups * parts_a_group;
-  t.slice_bytes = t.region_h * t.region_w * kPixelBytes;
+  t.slice_bytes = slice_bytes(t.region_h, t.region_w);
   t.features_bytes = kSlices * t.slice_bytes;
   t.record_h = static_cast<int>(p.offset_mask.h);
   t.record_w = static_cast<int>(p.offset_mask.w);
@@ -446,9 +478,11 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = std::min(p.batch - first, kMostImages);
     const dim3 grid(tiles * t.parts, static_cast<unsigned>(images));
+    const float* value = static_cast<const float*>(args.value) + first * p.value.n;
+    CUtensorMap map = {};
+    t.in_bulk = has_engine && describe(p, value, images, {kSliceWidth, t.region_w, t.region_h}, &map);
     kernel<<<grid, threads, tile.bytes, stream>>>(
-        Geometry<float>(p), t, static_cast<const float*>(args.value) + first * p.value.n,
-        static_cast<const float*>(args.offset_mask) + first * p.offset_mask.n,
+        Geometry<float>(p), t, map, value, static_cast<const float*>(args.offset_mask) + first * p.offset_mask.n,
         static_cast<float*>(args.out) + first * p.out_pixels() * p.channels());
   }
   return cudaGetLastError();

@@ -29,4 +29,7 @@ inline bool tile_products_pay(DType dtype, int architecture) {
 // Features staged for the forward pass in float32 need room for several blocks at once.
 inline bool staged_features_pay(int architecture) { return is_large(architecture); }
 
+// Bulk copies need the engine that came with 9.0.
+inline bool bulk_copies_pay(int architecture) { return architecture >= 90; }
+
 }  // namespace yolo_dcnv4
