@@ -170,12 +170,13 @@ __global__ void __launch_bounds__(kThreadsATile, kTilesAtOnce) tile_gradients(
   const bool needs_records = to.grad_offset_mask != nullptr;
 
   Room& room = rooms[place.warp];
+  // all loads are under way before the first is waited for
   StagedRecords<T> records;
+  StagedGradients<T, kChannels, kSlices> staged;
   records.load(g, layout, place, offset_mask);
+  staged.load(g, layout, place, grads);
   records.store(room.records[0]);
   const uint32_t largest = records.largest();
-  StagedGradients<T, kChannels, kSlices> staged;
-  staged.load(g, layout, place, grads);
   staged.store(room);
   if (threadIdx.x % 32 == 0) room.largest = largest;
   __syncwarp();

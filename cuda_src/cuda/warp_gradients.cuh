@@ -49,11 +49,8 @@ struct StagedGradients {
     const T* from = grad_output + static_cast<int64_t>(y) * layout.grad_h + static_cast<int64_t>(x) * layout.grad_w;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if (exists && channel(i) < layout.group_width) {
-        vector[i].load(from + channel(i));
-      } else {
-        set_zero(vector[i]);
-      }
+      set_zero(vector[i]);
+      if (exists & channel(i) < layout.group_width) vector[i].load(from + channel(i));
     }
   }
   // in the order of products' steps
