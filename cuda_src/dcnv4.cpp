@@ -118,18 +118,15 @@ std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels) {
 
 namespace {
 
-Tensor room_like(const Tensor& tensor, bool zeros) {
-  return zeros ? torch::stable::new_zeros(tensor, tensor.sizes()) : torch::stable::new_empty(tensor, tensor.sizes());
-}
+Tensor room_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
 
 }  // namespace
 
-Gradients::Gradients(
-    const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask, bool zeros)
-    : value(needs_value ? room_like(value, zeros) : torch::stable::new_empty(value, {0})),
-      offset_mask(needs_offset_mask ? room_like(offset_mask, false) : torch::stable::new_empty(value, {0})) {}
+Gradients::Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask)
+    : value(needs_value ? room_like(value) : torch::stable::new_empty(value, {0})),
+      offset_mask(needs_offset_mask ? room_like(offset_mask) : torch::stable::new_empty(value, {0})) {}
 
-Gradients::Gradients(const Tensor& packed, int64_t channels, bool zeros) : packed(room_like(packed, zeros)) {
+Gradients::Gradients(const Tensor& packed, int64_t channels) : packed(room_like(packed)) {
   std::tie(value, offset_mask) = unpack(this->packed, channels);
 }
 

@@ -38,10 +38,8 @@ std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels);
 struct Gradients {
   Tensor value, offset_mask, packed;
 
-  // of two tensors; with `zeros`, that of value starts at zero
-  Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask, bool zeros);
-  // of one tensor; with `zeros`, all of it starts at zero
-  Gradients(const Tensor& packed, int64_t channels, bool zeros);
+  Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask);
+  Gradients(const Tensor& packed, int64_t channels);
 };
 
 BackwardArgs backward_args(

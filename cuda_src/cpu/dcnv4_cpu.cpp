@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> backward(
     bool needs_offset_mask, bool /*deterministic: always is*/) {
   Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
   set_grad_output(p, grad_output);
-  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask, false);
+  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask);
   run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
   return {gradients.value, gradients.offset_mask};
 }
@@ -80,7 +80,7 @@ Tensor backward_packed(
   const auto [value, offset_mask] = unpack(packed, channels);
   Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
   set_grad_output(p, grad_output);
-  const Gradients gradients(packed, channels, false);
+  const Gradients gradients(packed, channels);
   run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
   return gradients.packed;
 }

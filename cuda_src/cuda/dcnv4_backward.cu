@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <atomic>
 
+#include "dependent_launch.cuh"
 #include "dispatch.cuh"
 #include "launch.h"
 #include "offset_gradient.cuh"
+#include "plane_backward.h"
 #include "sampling.cuh"
 #include "sums.cuh"
 #include "tile_backward.h"
@@ -39,6 +41,20 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
     const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * sums.row + vector * kChannels;
     sums.template add<kChannels>(target, grad, factor);
   });
+}
+
+// sets the first pieces of each row of an image to zero, and the bounds
+template <typename Piece>
+__global__ void __launch_bounds__(kThreads) clear(
+    Piece* sums, const int pieces, const Divider by_row, const int64_t pitch, const int64_t image, Bounds* bounds) {
+  let_next_kernel_start();
+  const int row = by_row.divisor;
+  Piece* const to = sums + blockIdx.y * image;
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < pieces; i += gridDim.x * kThreads) {
+    const int pixel = by_row.quotient(i);
+    to[pixel * pitch + (i - pixel * row)] = Piece{};
+  }
+  if (bounds && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *bounds = Bounds{};
 }
 
 // what a bound is sought of: the entries of each pixel's row whose index modulo `period` is at least `from`
@@ -125,6 +141,7 @@ __device__ __forceinline__ void raise_bound(
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
   __syncthreads();
   if (threadIdx.x != 0) return;
+  wait_for_kernel_before();
 #pragma unroll
   for (int warp = 1; warp < kThreads / 32; ++warp) largest = shared[warp] > largest ? shared[warp] : largest;
   atomicMax(bound, static_cast<unsigned long long>(largest));
@@ -134,6 +151,7 @@ __device__ __forceinline__ void raise_bound(
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kThreads) find_bounds(
     const Rows<T> grads, const Rows<T> weights, const int grad_blocks, const Divider by_out_width, Bounds* bounds) {
+  let_next_kernel_start();
   const int block = blockIdx.x;
   if (block < grad_blocks) {
     raise_bound<T, kVector, true>(grads, block, grad_blocks, by_out_width, &bounds->grad);
@@ -147,6 +165,7 @@ __global__ void __launch_bounds__(kThreads) find_bounds(
 template <typename T, int kVector, typename Sums>
 __global__ void __launch_bounds__(kThreads) finish(
     const Sums raw, const int pixels, const Divider by_row_vectors, const int64_t row, T* __restrict__ grad_value) {
+  wait_for_kernel_before();
   const Sums sums = raw.prepared();
   const int row_vectors = by_row_vectors.divisor;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * pixels;
@@ -163,6 +182,34 @@ __global__ void __launch_bounds__(kThreads) finish(
 
 int grid_for(int64_t work, int64_t most) { return static_cast<int>(work < most ? (work > 0 ? work : 1) : most); }
 
+template <typename Piece>
+void launch_clear(
+    const Problem& p, void* sums, int64_t row_bytes, int64_t pitch_bytes, Bounds* bounds, cudaStream_t stream) {
+  // blocks of much work each, so that the next kernel finds room beside them
+  constexpr int kMostBlocks = 2048, kPiecesAThread = 16;
+  constexpr int kBytes = sizeof(Piece);
+  const int pieces = static_cast<int>(p.pixels() * row_bytes / kBytes);
+  const int64_t image = p.pixels() * pitch_bytes / kBytes;
+  for (int64_t first = 0; first < p.batch; first += kMostImages) {
+    const int64_t images = std::min(p.batch - first, kMostImages);
+    const int64_t wanted = (pieces + int64_t{kThreads} * kPiecesAThread - 1) / (kThreads * kPiecesAThread);
+    const dim3 grid(grid_for(wanted, std::max<int64_t>(1, kMostBlocks / images)), static_cast<unsigned>(images));
+    clear<Piece><<<grid, kThreads, 0, stream>>>(
+        static_cast<Piece*>(sums) + first * image, pieces, Divider(static_cast<uint32_t>(row_bytes / kBytes)),
+        pitch_bytes / kBytes, image, bounds);
+  }
+}
+
+template <typename Sums>
+void clear_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
+  constexpr int kElement = sizeof(*sums.sums);
+  const Problem& p = args.problem;
+  const int64_t row_bytes = p.channels() * kElement, pitch_bytes = sums.row * kElement;
+  const bool wide = row_bytes % 16 == 0 && pitch_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(sums.sums) % 16 == 0;
+  const auto launch = wide ? launch_clear<uint4> : launch_clear<uint32_t>;
+  launch(p, sums.sums, row_bytes, pitch_bytes, static_cast<Bounds*>(args.bounds), stream);
+}
+
 template <typename T, typename Sums>
 cudaError_t round_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
   const Problem& p = args.problem;
@@ -178,11 +225,12 @@ cudaError_t round_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStrea
     Sums shifted = sums;
     shifted.sums += first * p.pixels() * p.channels();
     const auto kernel = wide ? finish<T, kWide, Sums> : finish<T, 1, Sums>;
-    kernel<<<grid, kThreads, 0, stream>>>(
-        shifted, pixels, Divider(row_vectors), args.grad_value_row,
+    const cudaError_t status = launch_in_chain(
+        kernel, grid, kThreads, 0, stream, true, shifted, pixels, Divider(row_vectors), args.grad_value_row,
         static_cast<T*>(args.grad_value) + first * p.pixels() * args.grad_value_row);
+    if (status != cudaSuccess) return status;
   }
-  return cudaGetLastError();
+  return cudaSuccess;
 }
 
 template <typename T, int kChannels, typename Sums>
@@ -242,7 +290,7 @@ bool fits_vectors(const void* data, const Strides& strides, int entries, int64_t
 }
 
 template <typename T, int kVector>
-void launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
+cudaError_t launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
   const Problem& p = args.problem;
   const auto rows_of = [](const void* data, const Strides& strides, int entries, int period, int from) {
     Rows<T> rows{static_cast<const T*>(data), strides, entries, period, from};
@@ -263,35 +311,46 @@ void launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t st
       const auto count = [&](Rows<T>& rows, int& of_rows) {
         rows.first_pixel = static_cast<int>(pixel);
         rows.vectors = static_cast<int>(pixels * rows.by_row.divisor);
-        constexpr int kVectorsABlock = kThreads * kLoadsAtOnce;
-        of_rows = grid_for((rows.vectors + int64_t{kVectorsABlock} - 1) / kVectorsABlock, 2048 / images + 1);
+        constexpr int kVectorsABlock = 2 * kThreads * kLoadsAtOnce, kMostBlocks = 2048;
+        of_rows = grid_for((rows.vectors + int64_t{kVectorsABlock} - 1) / kVectorsABlock, kMostBlocks / images + 1);
       };
       count(grads, blocks[0]);
       // softmax keeps weights below one
       if (!p.softmax) count(weights, blocks[1]);
       const dim3 grid(blocks[0] + blocks[1], static_cast<unsigned>(images));
-      find_bounds<T, kVector><<<grid, kThreads, 0, stream>>>(grads, weights, blocks[0], Divider(p.out_width), bounds);
+      const cudaError_t status = launch_in_chain(
+          find_bounds<T, kVector>, grid, kThreads, 0, stream, true, grads, weights, blocks[0], Divider(p.out_width),
+          bounds);
+      if (status != cudaSuccess) return status;
     }
     grads.data += images * p.grad_output.n;
     weights.data += images * p.offset_mask.n;
   }
+  return cudaSuccess;
 }
 
 template <typename T>
-void find_bounds_of(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
+cudaError_t find_bounds_of(const CudaBackwardArgs& args, Bounds* bounds, cudaStream_t stream) {
   const Problem& p = args.problem;
   constexpr int kWidest = 16 / static_cast<int>(sizeof(T));
   const int channels = static_cast<int>(p.channels());
   const bool wide = fits_vectors<T, kWidest>(args.grad_output, p.grad_output, channels, channels) &&
                     fits_vectors<T, kWidest>(args.offset_mask, p.offset_mask, 3 * p.groups * p.points, p.row);
   const auto launch = wide ? launch_bounds<T, kWidest> : launch_bounds<T, 1>;
-  launch(args, bounds, stream);
+  return launch(args, bounds, stream);
 }
 
 template <typename T, int kChannels>
 cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
-  if (args.deterministic && args.grad_value) find_bounds_of<T>(args, static_cast<Bounds*>(args.bounds), stream);
+  if constexpr (sizeof(T) <= 4 && sizeof(T) * kChannels == 16) {
+    if (args.plane_warps) return launch_plane_gradients<T>(args, stream);
+  }
   return with_sums<A<T>>(args, [&](const auto& sums) {
+    if (args.grad_value) clear_sums(args, sums, stream);
+    if (args.bounds) {
+      const cudaError_t found = find_bounds_of<T>(args, static_cast<Bounds*>(args.bounds), stream);
+      if (found != cudaSuccess) return found;
+    }
     const cudaError_t status = launch<T, kChannels>(args, sums, stream);
     return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;
   });
@@ -314,6 +373,22 @@ int architecture() {
     known[device].store(architecture, std::memory_order_relaxed);
   }
   return architecture;
+}
+
+int choose_plane_warps(const CudaBackwardArgs& args) {
+  const Problem& p = args.problem;
+  const Window& w = p.window;
+  if (!args.grad_value || p.dtype == DType::float64 || !is_large(architecture()) || !fits_tile_products(args)) return 0;
+  // wider groups need more registers than there are
+  if (slices_of(p) > 2) return 0;
+  // blocks of the output have to lie on those of the input
+  if (w.pad_h != w.dilation_h || w.pad_w != w.dilation_w) return 0;
+  const int element_bytes = p.dtype == DType::float32 ? 4 : 2;
+  // rows of grad_value are written in 16-byte vectors
+  const Operand grad_value{args.grad_value, {0, 0, args.grad_value_row}};
+  const int width =
+      vector_width(p, element_bytes, {{args.value, p.value}, {args.grad_output, p.grad_output}, grad_value});
+  return width * element_bytes == 16 ? plane_warps_that_pay(p, element_bytes, args.deterministic) : 0;
 }
 
 cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream) {

@@ -61,17 +61,17 @@ void run_backward(
     const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
     const Gradients& gradients, bool deterministic) {
   using torch::headeronly::ScalarType;
-  CudaBackwardArgs args{backward_args(p, grad_output, value, offset_mask, gradients), nullptr, nullptr, deterministic};
+  CudaBackwardArgs args{
+      backward_args(p, grad_output, value, offset_mask, gradients), nullptr, nullptr, deterministic, 0};
   if (p.batch == 0) return;
+  args.plane_warps = choose_plane_warps(args);
   const cudaStream_t stream = current_stream(value);
   Tensor sums = torch::stable::new_empty(value, {0});
-  if (args.grad_value && !accumulates_in_place(p, deterministic)) {
-    // one room for sums and bounds, set to zero at once
+  if (args.grad_value && !args.plane_warps && !accumulates_in_place(p, deterministic)) {
     const int64_t elements = value.numel() + (deterministic ? kBounds : 0);
     sums = torch::stable::new_empty(value, {elements}, deterministic ? ScalarType::Long : ScalarType::Float);
     args.sums = sums.data_ptr();
     if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + value.numel();
-    check_cuda(cudaMemsetAsync(args.sums, 0, elements * (deterministic ? 8 : 4), stream), "clearing sums");
   }
   check_cuda(launch_backward(args, stream), "a DCNv4 backward kernel");
 }
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor> backward(
   set_grad_output(p, grad_output);
   check_extents(p);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device());
-  Gradients gradients(value, offset_mask, needs_value, needs_offset_mask, accumulates_in_place(p, deterministic));
+  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask);
   run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
   return {gradients.value, gradients.offset_mask};
 }
@@ -104,7 +104,7 @@ Tensor backward_packed(
   set_grad_output(p, grad_output);
   check_extents(p);
   const torch::stable::accelerator::DeviceGuard guard(packed.get_device());
-  Gradients gradients(packed, channels, accumulates_in_place(p, deterministic));
+  const Gradients gradients(packed, channels);
   run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
   return gradients.packed;
 }

@@ -10,15 +10,19 @@ namespace yolo_dcnv4 {
 constexpr int64_t kBounds = 2;
 
 struct CudaBackwardArgs : BackwardArgs {
-  // grad_value before rounding, zero-filled: float32, or int64 fixed point where deterministic;
-  // null where grad_value itself has the accumulation type and is zero-filled
+  // room for grad_value before rounding: float32, or int64 fixed point where deterministic;
+  // null where grad_value itself has the accumulation type
   void* sums;
-  void* bounds;  // kBounds zero-filled 8-byte slots, only where deterministic
+  void* bounds;  // room for kBounds of 8 bytes, only where deterministic
   bool deterministic;
+  int plane_warps;  // 0, or the warps of a block that sums up a plane of grad_value on its own, without the above
 };
 
 cudaError_t launch_forward(const ForwardArgs& args, cudaStream_t stream);
 cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream);
+
+// what plane_warps should be where these gradients are needed
+int choose_plane_warps(const CudaBackwardArgs& args);
 
 // images of one launch: what the grid's second dimension holds
 constexpr int64_t kMostImages = 65535;

@@ -49,7 +49,7 @@ struct FloatSums {
   template <int kCount>
   __device__ __forceinline__ void finished(int64_t index, Accumulator (&to)[kCount]) const {
     Vector<Accumulator, kCount> sum;
-    sum.load(sums + index);
+    sum.copy(sums + index);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = sum.element[i];
   }
@@ -147,7 +147,7 @@ struct FixedPointSums {
   template <int kCount>
   __device__ __forceinline__ void finished(int64_t index, Accumulator (&to)[kCount]) const {
     Vector<unsigned long long, kCount> bits;
-    bits.load(sums + index);
+    bits.copy(sums + index);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const long long sum = static_cast<long long>(bits.element[i]);

@@ -9,6 +9,13 @@
 namespace yolo_dcnv4 {
 
 constexpr int kMostGroupWidth = 64;
+constexpr int kSliceChannels = 16;
+constexpr int kMostSlices = kMostGroupWidth / kSliceChannels;
+
+inline int slices_of(const Problem& p) {
+  const int slices = (p.group_width + kSliceChannels - 1) / kSliceChannels;
+  return slices <= 2 ? slices : kMostSlices;
+}
 
 // Groups must have whole 16-byte vectors of channels, aligned in all tensors.
 inline bool fits_tile_products(const CudaBackwardArgs& args) {

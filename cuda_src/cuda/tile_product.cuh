@@ -1,9 +1,8 @@
 // Tiles of 3 x 3 windows as dense matrix products, for tensor cores.
 //
-// A block of 128 threads takes 8 x 8 output pixels and one group. Each of its warps has 4 x 4 of the pixels, whose
-// points nearly all fall among the 12 x 12 input pixels around: they are `near`. The bilinear weights of near points
-// then form a matrix of 144 input pixels times 16 output pixels, which products with features or gradients turn into
-// sums. The few points farther away are worked on one by one.
+// A warp takes 4 x 4 output pixels and one group. Their points nearly all fall among the 12 x 12 input pixels around:
+// they are `near`. The bilinear weights of near points then form a matrix of 144 input pixels times 16 output pixels,
+// which products with features or gradients turn into sums. The few points farther away are worked on one by one.
 #pragma once
 
 #include <math.h>
@@ -18,16 +17,12 @@
 namespace yolo_dcnv4 {
 namespace {
 
-constexpr int kThreadsATile = 128;
-constexpr int kWarps = 4;
-constexpr int kTileSide = 8;
 constexpr int kBlockSide = 4;                       // output pixels of a warp
 constexpr int kReach = 4;                           // input pixels around them
 constexpr int kNearSide = kBlockSide + 2 * kReach;  // 12
 constexpr int kNearPixels = kNearSide * kNearSide;  // 144
 constexpr int kPoints = 9;
 constexpr int kRecord = 3 * kPoints;
-constexpr int kMostSlices = kMostGroupWidth / kSide;  // of 16 channels
 
 // from (row, column) to (row + 1, column) in a matrix of weights
 constexpr int kNearRow = kNearSide * kSide;
@@ -35,23 +30,18 @@ constexpr int kNearRow = kNearSide * kSide;
 template <typename T>
 constexpr int kRecordPitch = sizeof(T) == 2 ? 28 : 30;  // keeps 16 neighbouring records in different banks
 
-inline int slices_of(const Problem& p) {
-  const int slices = (p.group_width + kSide - 1) / kSide;
-  return slices <= 2 ? slices : kMostSlices;
-}
+static_assert(kSide == kSliceChannels, "products take a slice of channels");
 
 // strides within an image fit in 32 bits
-struct TileLayout {
-  int columns, out_height, groups, group_width;
+struct WarpLayout {
+  int out_height, groups, group_width;
   int value_h, value_w, offset_h, offset_w, grad_h, grad_w;
   int record_row;   // of the gradient of offset_mask: entries from pixel to pixel
   int64_t entries;  // R
   int64_t grad_n;
-  Divider by_groups, by_columns;
 
-  TileLayout(const Problem& p, int64_t gradient_row)
-      : columns((p.out_width + kTileSide - 1) / kTileSide),
-        out_height(p.out_height),
+  WarpLayout(const Problem& p, int64_t gradient_row)
+      : out_height(p.out_height),
         groups(p.groups),
         group_width(p.group_width),
         value_h(static_cast<int>(p.value.h)),
@@ -62,37 +52,34 @@ struct TileLayout {
         grad_w(static_cast<int>(p.grad_output.w)),
         record_row(static_cast<int>(gradient_row)),
         entries(p.row),
-        grad_n(p.grad_output.n),
-        by_groups(p.groups),
-        by_columns(columns) {}
-
-  int blocks() const { return columns * ((out_height + kTileSide - 1) / kTileSide) * groups; }
+        grad_n(p.grad_output.n) {}
 };
 
-// where a block and its warps work
-struct TilePlace {
-  int group, tile_y, tile_x;
-  int region_y, region_x;  // first input pixel of the region
-  int warp, pixel, side;   // a pair of lanes has an output pixel: one the left corners of its points, one the right
+// 4 x 4 output pixels and a group, which a warp works on
+struct WarpPlace {
+  int group;
+  int first_y, first_x;  // of the output pixels
+  int near_y, near_x;    // of the near input pixels
+  int pixel, side;       // a pair of lanes has an output pixel: one the left corners of its points, one the right
   int out_y, out_x;
   bool exists;
 
-  __device__ __forceinline__ TilePlace(const Geometry<float>& g, const TileLayout& layout) {
-    const int tile = layout.by_groups.quotient(blockIdx.x);
-    group = blockIdx.x - tile * layout.groups;
-    tile_y = layout.by_columns.quotient(tile);
-    tile_x = tile - tile_y * layout.columns;
-    region_y = tile_y * kTileSide + g.shift_h - kReach;
-    region_x = tile_x * kTileSide + g.shift_w - kReach;
-    warp = threadIdx.x / 32;
-    pixel = threadIdx.x % 16;
-    side = threadIdx.x / 16 % 2;
-    output_pixel(warp, pixel, out_y, out_x);
+  WarpPlace() = default;
+  __device__ __forceinline__
+  WarpPlace(const Geometry<float>& g, const WarpLayout& layout, int group, int first_y, int first_x)
+      : group(group),
+        first_y(first_y),
+        first_x(first_x),
+        near_y(first_y + g.shift_h - kReach),
+        near_x(first_x + g.shift_w - kReach),
+        pixel(threadIdx.x % 16),
+        side(threadIdx.x / 16 % 2) {
+    output_pixel(pixel, out_y, out_x);
     exists = out_y < layout.out_height && out_x < g.out_width;
   }
-  __device__ __forceinline__ void output_pixel(int warp, int pixel, int& y, int& x) const {
-    y = tile_y * kTileSide + warp / 2 * kBlockSide + pixel / kBlockSide;
-    x = tile_x * kTileSide + warp % 2 * kBlockSide + pixel % kBlockSide;
+  __device__ __forceinline__ void output_pixel(int pixel, int& y, int& x) const {
+    y = first_y + pixel / kBlockSide;
+    x = first_x + pixel % kBlockSide;
   }
 };
 
@@ -113,39 +100,49 @@ __device__ __forceinline__ void set_zero(Vector<T, kChannels>& v) {
   for (int c = 0; c < kChannels; ++c) v.element[c] = from_opmath<T>(0);
 }
 
-// the warp's records, one behind another; returns the bit pattern of the largest magnitude among the lane's weights
+// the warp's records on their way from global memory
 template <typename T>
-__device__ __forceinline__ uint32_t stage_records(
-    const Geometry<float>& g, const TileLayout& layout, const TilePlace& place, const T* offset_mask, T* records) {
-  const int lane = threadIdx.x % 32;
-  int first_y, first_x;
-  place.output_pixel(place.warp, 0, first_y, first_x);
-  // pixels that do not exist take the record of one that does
-  int64_t row[kBlockSide], column[kBlockSide];
-#pragma unroll
-  for (int i = 0; i < kBlockSide; ++i) {
-    row[i] = static_cast<int64_t>(min(first_y + i, layout.out_height - 1)) * layout.offset_h;
-    column[i] = static_cast<int64_t>(min(first_x + i, g.out_width - 1)) * layout.offset_w;
-  }
-  const T* from = offset_mask + min(lane, kRecord - 1);
+struct StagedRecords {
   T entry[kSide];
+
+  __device__ __forceinline__ void load(
+      const Geometry<float>& g, const WarpLayout& layout, const WarpPlace& place, const T* offset_mask) {
+    const int lane = threadIdx.x % 32;
+    // pixels that do not exist take the record of one that does
+    int64_t row[kBlockSide], column[kBlockSide];
 #pragma unroll
-  for (int pixel = 0; pixel < kSide; ++pixel) {
-    entry[pixel] = __ldg(from + (row[pixel / kBlockSide] + column[pixel % kBlockSide]));
+    for (int i = 0; i < kBlockSide; ++i) {
+      row[i] = static_cast<int64_t>(min(place.first_y + i, layout.out_height - 1)) * layout.offset_h;
+      column[i] = static_cast<int64_t>(min(place.first_x + i, g.out_width - 1)) * layout.offset_w;
+    }
+    const T* from = offset_mask + min(lane, kRecord - 1);
+#pragma unroll
+    for (int pixel = 0; pixel < kSide; ++pixel) {
+      entry[pixel] = __ldg(from + (row[pixel / kBlockSide] + column[pixel % kBlockSide]));
+    }
   }
+  // one behind another
+  __device__ __forceinline__ void store(T* records) const {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int pixel = 0; pixel < kSide; ++pixel) {
-    if (lane < kRecord) records[pixel * kRecordPitch<T> + lane] = entry[pixel];
+    for (int pixel = 0; pixel < kSide; ++pixel) {
+      if (lane < kRecord) records[pixel * kRecordPitch<T> + lane] = entry[pixel];
+    }
   }
-  if constexpr (std::is_same<T, __half>::value) {
-    __half largest = __habs(entry[0]);
+  // bit pattern of the largest magnitude among the warp's weights, where these are to be scaled
+  __device__ __forceinline__ uint32_t largest() const {
+    if constexpr (std::is_same<T, __half>::value) {
+      __half largest = __habs(entry[0]);
 #pragma unroll
-    for (int pixel = 1; pixel < kSide; ++pixel) largest = __hmax(largest, __habs(entry[pixel]));
-    return lane < 2 * kPoints ? 0 : __half_as_ushort(largest);
-  } else {
+      for (int pixel = 1; pixel < kSide; ++pixel) largest = __hmax(largest, __habs(entry[pixel]));
+      const uint32_t own = threadIdx.x % 32 < 2 * kPoints ? 0 : __half_as_ushort(largest);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+      return __reduce_max_sync(0xffffffffu, own);
+#endif
+    }
     return 0;
   }
-}
+};
 
 // only float16 needs weights to be scaled to its range
 template <typename T>
@@ -170,8 +167,8 @@ struct NearBounds {
   int first_y, first_x;
 
   // for a pixel that is not to be used they hold nothing
-  __device__ __forceinline__ NearBounds(const Geometry<float>& g, const TilePlace& place, bool usable)
-      : first_y(place.region_y + place.warp / 2 * kBlockSide), first_x(place.region_x + place.warp % 2 * kBlockSide) {
+  __device__ __forceinline__ NearBounds(const Geometry<float>& g, const WarpPlace& place, bool usable)
+      : first_y(place.near_y), first_x(place.near_x) {
     // the positions inside the image start behind -1
     constexpr float kFirst = -0.99999994f;
     low_y = fmaxf(static_cast<float>(first_y), kFirst);

@@ -37,6 +37,25 @@ def test_stream_of_the_caller(dtype, compiled):
     assert_close((out, *grads), expected, dtype)
 
 
+@pytest.mark.parametrize("deterministic_backward", [False, True])
+@pytest.mark.parametrize("needs_value", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backward_waits_for_its_gradient(dtype, needs_value, deterministic_backward, compiled, request):
+    """Kernels that start early do so among themselves, not before what was queued ahead of them has ended."""
+    if deterministic_backward:
+        request.getfixturevalue("deterministic")
+    inputs = CASE.inputs(dtype, "cuda")
+    expected = torchvision_gradients(*inputs, CASE.geometry)
+    value, offset_mask = inputs.leaves()
+    late = torch.full_like(inputs.grad, torch.nan)
+    out = dcnv4(value.requires_grad_(needs_value), offset_mask, **CASE.geometry.keywords)
+    torch.cuda._sleep(40_000_000)
+    late.copy_(inputs.grad)
+    grads = torch.autograd.grad(out, (value, offset_mask) if needs_value else (offset_mask,), late)
+    for actual, wanted in zip(reversed(grads), reversed(expected), strict=False):
+        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_second_gpu_while_the_first_is_current(dtype):
     if torch.cuda.device_count() < 2:
@@ -51,15 +70,16 @@ def test_second_gpu_while_the_first_is_current(dtype):
 
 @pytest.mark.parametrize("deterministic_backward", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_graph_capture(dtype, deterministic_backward, compiled, request):
+@pytest.mark.parametrize("case", [CASE, *named("yolo-n-p5", "yolo-n-p5-batch1")], ids=lambda c: c.id)
+def test_graph_capture(case, dtype, deterministic_backward, compiled, request):
     """Forward and backward captured once, replayed on other numbers."""
     if deterministic_backward:
         request.getfixturevalue("deterministic")
-    inputs = CASE.inputs(dtype, "cuda", seed=1)
+    inputs = case.inputs(dtype, "cuda", seed=1)
     value, offset_mask = inputs.leaves()
 
     def step():
-        out = dcnv4(value, offset_mask, **CASE.geometry.keywords)
+        out = dcnv4(value, offset_mask, **case.geometry.keywords)
         return out, *torch.autograd.grad(out, (value, offset_mask), inputs.grad)
 
     stream = torch.cuda.Stream()
@@ -72,13 +92,13 @@ def test_graph_capture(dtype, deterministic_backward, compiled, request):
     with torch.cuda.graph(graph):
         captured = step()
     for seed in (2, 3):
-        fresh = CASE.inputs(dtype, "cuda", seed=seed)
+        fresh = case.inputs(dtype, "cuda", seed=seed)
         with torch.no_grad():
             for target, source in zip((value, offset_mask, inputs.grad), fresh, strict=True):
                 target.copy_(source)
         graph.replay()
         torch.cuda.synchronize()
-        assert_close(captured, torchvision_gradients(*fresh, CASE.geometry), dtype)
+        assert_close(captured, torchvision_gradients(*fresh, case.geometry), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

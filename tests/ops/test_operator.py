@@ -168,9 +168,10 @@ def test_backward_twice_through_a_kept_graph(device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("collisions", [False, True])
-def test_deterministic_backward_repeats_itself(collisions, dtype, device, deterministic):
-    """Bit for bit, also where many points sample one pixel."""
-    case = Case("repeat", 4, (24, 20), 16, Geometry(4), spread=8.0 if collisions else 1.0)
+@pytest.mark.parametrize("n", [4, 32])
+def test_deterministic_backward_repeats_itself(n, collisions, dtype, device, deterministic):
+    """Bit for bit, also where many points sample one pixel, and where there are many images."""
+    case = Case("repeat", n, (24, 20), 16, Geometry(4), spread=8.0 if collisions else 1.0)
     inputs = case.inputs(dtype, device)
     results = [run(dcnv4, inputs, case.geometry) for _ in range(4)]
     for other in results[1:]:

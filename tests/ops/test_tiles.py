@@ -1,11 +1,13 @@
-"""What the kernels on tiles do on their own: far points, scales of the weights, numbers that are not finite.
+"""What the kernels on tiles and planes do on their own: far points, scales of weights, numbers that are not finite.
 
-The compiled CPU operator, in float32 and without tiles, is the other side wherever no oracle follows IEEE arithmetic.
+A plane, an image's group, is the work of one block where small maps have many of them and shared memory is large. The
+compiled CPU operator, in float32 and without tiles, is the other side wherever no oracle follows IEEE arithmetic.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,8 +30,15 @@ def both_ways(request):
         request.getfixturevalue("deterministic")
 
 
-def case(depth: int = 16, size: tuple[int, int] = (21, 19), **extra) -> Case:
-    return Case("tiles", 2, size, depth, extra.pop("geometry", Geometry(3)), **extra)
+def case(depth: int = 16, size: tuple[int, int] = (21, 19), n: int = 2, **extra) -> Case:
+    return Case("tiles", n, size, depth, extra.pop("geometry", Geometry(3)), **extra)
+
+
+# one for tiles; one with enough images and groups for planes
+SMALL = {
+    "tiles": case(size=(17, 18), padding_rows=0),
+    "planes": case(size=(20, 20), n=16, geometry=Geometry(8), padding_rows=0),
+}
 
 
 def weights(inputs: Inputs, groups: int, points: int = 9) -> Tensor:
@@ -40,8 +49,9 @@ def weights(inputs: Inputs, groups: int, points: int = 9) -> Tensor:
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("spread", [0.3, 2.0, 5.0, 40.0])
-def test_offsets_of_any_reach(dtype, spread):
-    chosen = case(spread=spread)
+@pytest.mark.parametrize("small", SMALL)
+def test_offsets_of_any_reach(dtype, spread, small):
+    chosen = replace(SMALL[small], spread=spread)
     inputs = chosen.inputs(dtype, "cuda")
     assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
 
@@ -56,6 +66,30 @@ def test_groups_and_borders(dtype, depth, size):
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("depth", [8, 16, 24, 32])
+@pytest.mark.parametrize("size", [(14, 14), (13, 19), (28, 28), (5, 50)], ids=str)
+def test_planes(dtype, depth, size):
+    chosen = case(depth, size, 32, geometry=Geometry(8))
+    inputs = chosen.inputs(dtype, "cuda")
+    assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("small", SMALL)
+@pytest.mark.parametrize("which", [0, 1], ids=["value", "offset_mask"])
+def test_one_gradient_alone(dtype, small, which):
+    chosen = SMALL[small]
+    inputs = chosen.inputs(dtype, "cuda")
+    expected = torchvision_gradients(*inputs, chosen.geometry)[1 + which]
+    leaves = [inputs.value.clone(), inputs.offset_mask.clone()]
+    leaves[which].requires_grad_()
+    out = dcnv4(*leaves, **chosen.geometry.keywords)
+    (grad,) = torch.autograd.grad(out, leaves[which], inputs.grad)
+    assert relative_error(grad, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -66,8 +100,8 @@ def test_groups_and_borders(dtype, depth, size):
     ],
     ids=str,
 )
-def test_windows(dtype, geometry):
-    chosen = case(16, (14, 23), geometry=geometry)
+def test_windows(dtype, many, geometry):
+    chosen = case(16, (14, 23), 64 if many else 2, geometry=replace(geometry, groups=4 if many else 2))
     inputs = chosen.inputs(dtype, "cuda")
     assert_close(run(dcnv4, inputs, chosen.geometry), torchvision_gradients(*inputs, chosen.geometry), dtype)
 
@@ -147,25 +181,27 @@ def test_points_on_the_grid_next_to_others(dtype, bad, size):
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite(dtype, bad):
+@pytest.mark.parametrize("small", SMALL)
+def test_gradients_that_are_not_finite(dtype, bad, small):
     """They reach what their own points touch, and nothing else of their tile."""
-    chosen = case(size=(17, 18), padding_rows=0)
+    chosen = SMALL[small]
     inputs = chosen.inputs(dtype, "cuda")
     inputs.grad[0, 3, 4, 5] = bad
-    inputs.grad[1, 16, 17, -1] = bad
+    inputs.grad[1, -1, -1, -1] = bad
     _assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["value", "offset", "weight"])
-def test_inputs_that_are_not_finite(dtype, bad, where):
-    chosen = case(size=(17, 18), padding_rows=0)
+@pytest.mark.parametrize("small", SMALL)
+def test_inputs_that_are_not_finite(dtype, bad, where, small):
+    chosen = SMALL[small]
     inputs = chosen.inputs(dtype, "cuda")
     if where == "value":
         inputs.value[0, 5, 6, 7] = bad
     elif where == "weight":
-        weights(inputs, 3)[0, 9, 9, 1, 4] = bad
+        weights(inputs, chosen.geometry.groups)[0, 9, 9, 1, 4] = bad
     else:
         inputs.offset_mask[1, 2, 3, 27 * 2 + 5] = bad
     _assert_like_the_cpu(inputs, chosen.geometry, dtype)
