@@ -1,12 +1,11 @@
 // the size of tiles in the forward pass over staged features
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "../dcnv4.h"
+#include "device.h"
 
 namespace yolo_dcnv4 {
 namespace {
@@ -25,15 +24,6 @@ struct ForwardTile {
   int warps;  // of a block; none where nothing fits
   int bytes;  // of shared memory
 };
-
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  const bool known =
-      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, which, device) == cudaSuccess;
-  return known ? value : 0;
-}
-
-int parts_of(int size, int side) { return (size + side - 1) / side; }
 
 int slice_bytes(int region_h, int region_w) {
   return parts_of(region_h * region_w * kPixelBytes, kSliceAlignment) * kSliceAlignment;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "device.h"
 #include "launch.h"
 #include "tile_backward.h"
 
@@ -31,13 +32,6 @@ inline int plane_warps_that_pay(const Problem& p, int element_bytes, bool determ
   // of as many tiles as the GPU works on at once, with all that is done for their sums
   const double tiles_cost = deterministic ? 25 : element_bytes == 4 ? 13.5 : 18;
   constexpr int kTilesAtOnce = 4, kReserved = 1024;  // bytes of a block's shared memory
-  const auto attribute = [](cudaDeviceAttr which) {
-    int device = 0, value = 0;
-    const bool known =
-        cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, which, device) == cudaSuccess;
-    return known ? value : 0;
-  };
-  const auto parts_of = [](int64_t size, int64_t part) { return (size + part - 1) / part; };
   const int64_t processors = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
   const int64_t memory = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const int64_t planes = p.batch * p.groups, blocks = parts_of(p.height, 4) * parts_of(p.width, 4);

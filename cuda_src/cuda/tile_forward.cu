@@ -294,7 +294,7 @@ __device__ __forceinline__ bool all_finite(const ForwardLayout& layout, uint32_t
 
 template <int kSlices>
 __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
-    const Geometry<float> g, const ForwardLayout layout, const __grid_constant__ CUtensorMap map,
+    const Geometry<float> g, const ForwardLayout layout, const __grid_constant__ CUtensorMap features,
     const float* __restrict__ value, const float* __restrict__ offset_mask, float* __restrict__ out) {
   constexpr int kWidth = kSlices * kSliceWidth;
   extern __shared__ __align__(kSliceAlignment) uint4 shared[];
@@ -312,7 +312,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
 #pragma unroll
       for (int slice = 0; slice < kSlices; ++slice) {
         barrier.copy(
-            staged + slice * layout.slice_bytes, map, part * kWidth + slice * kSliceWidth, start_x, start_y,
+            staged + slice * layout.slice_bytes, features, part * kWidth + slice * kSliceWidth, start_x, start_y,
             blockIdx.y);
       }
     }
@@ -479,10 +479,10 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
     const int64_t images = std::min(p.batch - first, kMostImages);
     const dim3 grid(tiles * t.parts, static_cast<unsigned>(images));
     const float* value = static_cast<const float*>(args.value) + first * p.value.n;
-    CUtensorMap map = {};
-    t.in_bulk = has_engine && describe(p, value, images, {kSliceWidth, t.region_w, t.region_h}, &map);
+    CUtensorMap features = {};
+    t.in_bulk = has_engine && describe(p, value, images, {kSliceWidth, t.region_w, t.region_h}, &features);
     kernel<<<grid, threads, tile.bytes, stream>>>(
-        Geometry<float>(p), t, map, value, static_cast<const float*>(args.offset_mask) + first * p.offset_mask.n,
+        Geometry<float>(p), t, features, value, static_cast<const float*>(args.offset_mask) + first * p.offset_mask.n,
         static_cast<float*>(args.out) + first * p.out_pixels() * p.channels());
   }
   return cudaGetLastError();
