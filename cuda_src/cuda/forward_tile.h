@@ -33,7 +33,7 @@ int slice_bytes(int region_h, int region_w) {
 ForwardTile choose_tile(const Problem& p, int reach, int slices, int room_bytes, bool in_bulk) {
   constexpr double kPrepare = 0.4, kGather = 1;
   constexpr double kRounds = 0.07;  // of a warp, squared: what comes late in a block finds others idle
-  const double copy = in_bulk ? 0 : 0.0012;
+  const double copy = in_bulk ? 0 : 0.012;
   constexpr double kBusyWarps = 16.5;  // a multiprocessor with fewer is slower
   constexpr double kLastWave = 0.23;   // how much an incomplete last wave of blocks counts
   constexpr int kReserved = 1024;      // bytes of a block's shared memory
