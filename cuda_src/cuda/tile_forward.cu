@@ -1,7 +1,7 @@
 // A block takes a tile of output pixels and some channels of one group. It copies the input pixels of the tile and of a
-// rim around it to shared memory, where the corners of a point never meet in the same banks. Each warp prepares the
-// points of 12 pixels, a lane a point, and then gathers for 4 pixels at a time. The few points that lie outside the
-// staged pixels are added one by one, by the contract.
+// rim around it to shared memory, by the bulk tensor engine where there is one; there the corners of a point never meet
+// in the same banks. Each warp prepares the points of 12 pixels, a lane a point, and then gathers for 4 pixels at a
+// time. The few points that lie outside the staged pixels are added one by one, by the contract.
 #include "tile_forward.h"
 
 #include <stddef.h>
