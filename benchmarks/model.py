@@ -155,6 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 row["times plain"] = {key: row[key] / plain[key] for key in plain if key != "model" and key in row}
             rows.append(row)
+            # a run that is cut off keeps what it has measured
+            if settings.json:
+                save(settings.json, rows, imgsz=settings.imgsz)
             del model
             torch.cuda.empty_cache()
     columns = [key for key in rows[0] if key != "model"]
@@ -162,8 +165,6 @@ def main(arguments: list[str] | None = None) -> None:
     print("Times the plain model's:")
     relative = [{"model": row["model"], **row["times plain"]} for row in rows if "times plain" in row]
     print(table(relative, ["model", *columns]))
-    if settings.json:
-        save(settings.json, rows, imgsz=settings.imgsz)
     if settings.plot:
         draw(settings.plot, rows)
 

@@ -324,12 +324,13 @@ def main(arguments: list[str] | None = None) -> None:
         for i, m in enumerate(MAPS[: settings.maps]):
             print(f"{dtype}, {m.name} ({i + 1} of {settings.maps})", file=sys.stderr, flush=True)
             rows += measure(m, DTYPES[dtype], published, settings)
+            # a run that is cut off keeps what it has measured
+            if settings.json:
+                save(settings.json, rows, bandwidth_tb_s=settings.bandwidth / 1e6, geometric_means=summary(rows))
     shown = [key for key in rows[0] if key not in ("errors", "published errors", "peak MB", "published / ours")]
     print(table(rows, [*shown, *(["published / ours"] if published else [])]))
     means = summary(rows)
     print(table(means, list(means[0])))
-    if settings.json:
-        save(settings.json, rows, bandwidth_tb_s=settings.bandwidth / 1e6, geometric_means=means)
     if settings.plot:
         draw(settings.plot, rows)
 
