@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "dependent_launch.cuh"
+#include "device.h"
 #include "dispatch.cuh"
 #include "launch.h"
 #include "offset_gradient.cuh"
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) finish(
 int grid_for(int64_t work, int64_t most) { return static_cast<int>(work < most ? (work > 0 ? work : 1) : most); }
 
 template <typename Piece>
-void launch_clear(
+cudaError_t launch_clear(
     const Problem& p, void* sums, int64_t row_bytes, int64_t pitch_bytes, Bounds* bounds, cudaStream_t stream) {
   // blocks of much work each, so that the next kernel finds room beside them
   constexpr int kMostBlocks = 2048, kPiecesAThread = 16;
@@ -192,22 +193,23 @@ void launch_clear(
   const int64_t image = p.pixels() * pitch_bytes / kBytes;
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = std::min(p.batch - first, kMostImages);
-    const int64_t wanted = (pieces + int64_t{kThreads} * kPiecesAThread - 1) / (kThreads * kPiecesAThread);
+    const int64_t wanted = parts_of(pieces, kThreads * kPiecesAThread);
     const dim3 grid(grid_for(wanted, std::max<int64_t>(1, kMostBlocks / images)), static_cast<unsigned>(images));
     clear<Piece><<<grid, kThreads, 0, stream>>>(
         static_cast<Piece*>(sums) + first * image, pieces, Divider(static_cast<uint32_t>(row_bytes / kBytes)),
         pitch_bytes / kBytes, image, bounds);
   }
+  return cudaGetLastError();
 }
 
 template <typename Sums>
-void clear_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
+cudaError_t clear_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStream_t stream) {
   constexpr int kElement = sizeof(*sums.sums);
   const Problem& p = args.problem;
   const int64_t row_bytes = p.channels() * kElement, pitch_bytes = sums.row * kElement;
   const bool wide = row_bytes % 16 == 0 && pitch_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(sums.sums) % 16 == 0;
   const auto launch = wide ? launch_clear<uint4> : launch_clear<uint32_t>;
-  launch(p, sums.sums, row_bytes, pitch_bytes, static_cast<Bounds*>(args.bounds), stream);
+  return launch(p, sums.sums, row_bytes, pitch_bytes, static_cast<Bounds*>(args.bounds), stream);
 }
 
 template <typename T, typename Sums>
@@ -312,7 +314,7 @@ cudaError_t launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStre
         rows.first_pixel = static_cast<int>(pixel);
         rows.vectors = static_cast<int>(pixels * rows.by_row.divisor);
         constexpr int kVectorsABlock = 2 * kThreads * kLoadsAtOnce, kMostBlocks = 2048;
-        of_rows = grid_for((rows.vectors + int64_t{kVectorsABlock} - 1) / kVectorsABlock, kMostBlocks / images + 1);
+        of_rows = grid_for(parts_of(rows.vectors, kVectorsABlock), kMostBlocks / images + 1);
       };
       count(grads, blocks[0]);
       // softmax keeps weights below one
@@ -346,12 +348,12 @@ cudaError_t launch_width(const CudaBackwardArgs& args, cudaStream_t stream) {
     if (args.plane_warps) return launch_plane_gradients<T>(args, stream);
   }
   return with_sums<A<T>>(args, [&](const auto& sums) {
-    if (args.grad_value) clear_sums(args, sums, stream);
-    if (args.bounds) {
-      const cudaError_t found = find_bounds_of<T>(args, static_cast<Bounds*>(args.bounds), stream);
-      if (found != cudaSuccess) return found;
+    cudaError_t status = args.grad_value ? clear_sums(args, sums, stream) : cudaSuccess;
+    if (status == cudaSuccess && args.bounds) {
+      status = find_bounds_of<T>(args, static_cast<Bounds*>(args.bounds), stream);
     }
-    const cudaError_t status = launch<T, kChannels>(args, sums, stream);
+    if (status != cudaSuccess) return status;
+    status = launch<T, kChannels>(args, sums, stream);
     return status == cudaSuccess && args.sums ? round_sums<T>(args, sums, stream) : status;
   });
 }

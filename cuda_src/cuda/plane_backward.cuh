@@ -18,8 +18,8 @@ struct PlaneLayout {
   Divider by_columns, by_vectors;  // by_vectors: of a pixel's channels
 
   PlaneLayout(const Problem& p, int channels)
-      : columns((p.width + kBlockSide - 1) / kBlockSide),
-        blocks(columns * ((p.height + kBlockSide - 1) / kBlockSide)),
+      : columns(parts_of(p.width, kBlockSide)),
+        blocks(columns * parts_of(p.height, kBlockSide)),
         by_columns(columns),
         by_vectors(p.group_width / channels) {}
 };
@@ -115,27 +115,23 @@ __device__ __forceinline__ void add_far_points(
 #pragma unroll 1
     for (int begin = 0; begin < count; begin += 32) {
       const bool active = begin + lane < count;
-      const int item = room.far[active ? begin + lane : begin];
-      const int pixel = item % kSide, k = item / kSide;
-      int out_y, out_x;
-      place.output_pixel(pixel, out_y, out_x);
-      const T* record = offset_mask + out_y * g.offset_h + out_x * g.offset_w;
-      const Sample<float> s = sample(g, Position<float>(g, out_y, out_x), record, k);
-      const float m = to_opmath(record[2 * kPoints + k]);
+      const FarPoint far = far_point(g, place, offset_mask, room.far[active ? begin + lane : begin]);
+      const Sample<float>& s = far.s;
       const bool top = active && s.top && s.y0 % warps == warp;
       const bool bottom = active && s.bottom && (s.y0 + 1) % warps == warp;
-      const int own = pixel | (top ? kSide : 0) | (bottom ? 2 * kSide : 0);
+      const int own = far.pixel | (top ? kSide : 0) | (bottom ? 2 * kSide : 0);
 #pragma unroll 1
       for (unsigned items = __ballot_sync(0xffffffffu, top | bottom); items != 0; items &= items - 1) {
         const int from = __ffs(items) - 1;
         const int given = __shfl_sync(0xffffffffu, own, from);
         const int y = __shfl_sync(0xffffffffu, s.y0, from), left = __shfl_sync(0xffffffffu, s.x0, from);
         const float ly = __shfl_sync(0xffffffffu, s.ly, from), lx = __shfl_sync(0xffffffffu, s.lx, from);
-        const float weight = __shfl_sync(0xffffffffu, m, from);
+        const float weight = __shfl_sync(0xffffffffu, far.m, from);
         // half a warp a corner
         const int x = left + lane / kSide;
         const float across = lane < kSide ? 1 - lx : lx;
         const int giver = given % kSide, row = step_row(giver);
+        int out_y, out_x;
         place.output_pixel(giver, out_y, out_x);
         if (static_cast<unsigned>(x) < g.width) {
 #pragma unroll 1
@@ -259,14 +255,9 @@ cudaError_t launch_plane_slices(const CudaBackwardArgs& args, cudaStream_t strea
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
   auto* grad_value = static_cast<T*>(args.grad_value);
-  auto* grad_offset_mask = static_cast<T*>(args.grad_offset_mask);
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const WarpGradients<T> to{
-        static_cast<const T*>(args.grad_output) + first * p.grad_output.n,
-        static_cast<const T*>(args.value) + first * p.value.n,
-        static_cast<const T*>(args.offset_mask) + first * p.offset_mask.n,
-        grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * args.grad_offset_mask_row : nullptr, true};
+    const WarpGradients<T> to(args, first);
     const dim3 grid(p.groups, static_cast<unsigned>(images));
     kernel<<<grid, 32 * args.plane_warps, bytes, stream>>>(
         Geometry<float>(p), layout, PlaneLayout(p, kChannels), to,

@@ -225,15 +225,9 @@ cudaError_t launch_slices(const CudaBackwardArgs& args, const Sums& sums, cudaSt
   const int bytes = sizeof(WarpRoom<T, kSlices>[kWarps]);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  auto* grad_offset_mask = static_cast<T*>(args.grad_offset_mask);
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const WarpGradients<T> to{
-        static_cast<const T*>(args.grad_output) + first * p.grad_output.n,
-        static_cast<const T*>(args.value) + first * p.value.n,
-        static_cast<const T*>(args.offset_mask) + first * p.offset_mask.n,
-        grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * args.grad_offset_mask_row : nullptr,
-        args.grad_value != nullptr};
+    const WarpGradients<T> to(args, first);
     Sums shifted = sums;
     shifted.sums += first * p.pixels() * sums.row;
     const dim3 grid(tiles.blocks(), static_cast<unsigned>(images));

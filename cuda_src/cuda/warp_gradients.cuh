@@ -29,6 +29,17 @@ struct WarpGradients {
   const T* offset_mask;
   T* grad_offset_mask;  // null where it is not needed
   bool needs_value;
+
+  // of the images from `first` on
+  WarpGradients(const CudaBackwardArgs& args, int64_t first)
+      : grad_output(static_cast<const T*>(args.grad_output) + first * args.problem.grad_output.n),
+        value(static_cast<const T*>(args.value) + first * args.problem.value.n),
+        offset_mask(static_cast<const T*>(args.offset_mask) + first * args.problem.offset_mask.n),
+        grad_offset_mask(
+            args.grad_offset_mask
+                ? static_cast<T*>(args.grad_offset_mask) + first * args.problem.out_pixels() * args.grad_offset_mask_row
+                : nullptr),
+        needs_value(args.grad_value != nullptr) {}
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -277,6 +288,24 @@ __device__ __forceinline__ int list_far_points(
   return count;
 }
 
+struct FarPoint {
+  int pixel, k, out_y, out_x;
+  Sample<float> s;
+  float m;
+};
+
+// an entry of the warp's list
+template <typename T>
+__device__ __forceinline__ FarPoint
+far_point(const Geometry<float>& g, const WarpPlace& place, const T* offset_mask, int item) {
+  const int pixel = item % kSide, k = item / kSide;
+  int out_y, out_x;
+  place.output_pixel(pixel, out_y, out_x);
+  const T* record = offset_mask + out_y * g.offset_h + out_x * g.offset_w;
+  const Sample<float> s = sample(g, Position<float>(g, out_y, out_x), record, k);
+  return {pixel, k, out_y, out_x, s, to_opmath(record[2 * kPoints + k])};
+}
+
 // The points that the products leave out, by the contract: four lanes a point, one a corner.
 // add(y, x, channel, gradients, weight) takes what a corner contributes to grad_value.
 template <typename T, int kChannels, int kSlices, typename Add>
@@ -287,13 +316,8 @@ __device__ __forceinline__ void far_points(
 #pragma unroll 1
   for (int first = 0; first < count; first += 8) {
     const bool active = first + quad < count;
-    const int item = room.far[active ? first + quad : first];
-    const int pixel = item % kSide, k = item / kSide;
-    int out_y, out_x;
-    place.output_pixel(pixel, out_y, out_x);
-    const T* record = offset_mask + out_y * g.offset_h + out_x * g.offset_w;
-    const Sample<float> s = sample(g, Position<float>(g, out_y, out_x), record, k);
-    const float m = to_opmath(record[2 * kPoints + k]);
+    const auto [pixel, k, out_y, out_x, s, m] =
+        far_point(g, place, offset_mask, room.far[active ? first + quad : first]);
     const int y = s.y0 + corner / 2, x = s.x0 + corner % 2;
     const bool valid = active && s.inside && (corner / 2 ? s.bottom : s.top) && (corner % 2 ? s.right : s.left);
     const float weight = (corner / 2 ? s.ly : 1 - s.ly) * (corner % 2 ? s.lx : 1 - s.lx);
