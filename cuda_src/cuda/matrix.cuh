@@ -1,6 +1,7 @@
 // products of 16 x 16 matrices on tensor cores, float32 sums; lane = 4 * g + t as in PTX's fragments of mma.m16n8
 #pragma once
 
+#include "lanes.cuh"
 #include "vector.cuh"
 
 namespace yolo_dcnv4 {
@@ -10,6 +11,7 @@ constexpr int kSide = 16;  // of a matrix
 
 // Entry [tile][0..1] of a sum belongs to row g, column 8 * tile + 2t and the next, entry [tile][2..3] to row g + 8. The
 // 16 steps of the inner dimension may come in any order that both factors share: lane t takes steps 4t to 4t + 3.
+// Columns need not be in order either.
 using Sum = float[2][4];
 
 struct Lane {
@@ -58,8 +60,18 @@ template <typename T>
 struct Matrix {
   using M = Mma<T>;
 
-  // the two 16-byte pieces of a row change places in every other four rows, so that eight rows meet no bank twice
-  static __device__ __forceinline__ int swizzle(int row) { return row >> 2 & 1; }
+  // Where a matrix of gradients has its entries. Columns lie in the order in which a lane's sums of products come to be
+  // four neighbouring ones; the two 16-byte pieces of a row change places in every other four rows, so that eight rows
+  // meet no bank twice.
+  static __device__ __forceinline__ int entry(int row, int column) {
+    return row * kSide + 8 * ((column >> 1 ^ row >> 2) & 1) + 2 * (column / 4) + column % 2;
+  }
+  // columns from a multiple of eight on
+  static __device__ __forceinline__ void store(T* matrix, int row, int column, const Vector<T, 8>& v) {
+    const uint4& bits = v.piece[0];
+    *reinterpret_cast<uint2*>(matrix + entry(row, column)) = make_uint2(bits.x, bits.z);
+    *reinterpret_cast<uint2*>(matrix + entry(row, column + 2)) = make_uint2(bits.y, bits.w);
+  }
 
   static __device__ __forceinline__ uint32_t address(const T* entry) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(entry));
@@ -92,26 +104,40 @@ struct Matrix {
   struct Columns {
     uint32_t bits[2][2];
 
-    // from a swizzled matrix whose rows are the columns of this one
+    // from a matrix of gradients whose rows are the columns of this one
     __device__ __forceinline__ void load(const T* matrix, const Lane& lane) {
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile) {
-        const int row = 8 * tile + lane.g;
-        const int piece = lane.t / 2 ^ swizzle(row);
-        const Part part = *reinterpret_cast<const Part*>(matrix + row * kSide + 8 * piece + 4 * (lane.t % 2));
-        bits[tile][0] = part.x, bits[tile][1] = part.y;
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+          bits[tile][pair] =
+              *reinterpret_cast<const uint32_t*>(matrix + entry(8 * tile + lane.g, 4 * lane.t + 2 * pair));
+        }
       }
     }
-    // from a swizzled matrix, whose row 8 * j + 2 * t + e is step 4 * t + 2 * j + e of the inner dimension
+    // from a matrix of gradients, whose row 8 * j + 2 * t + e is step 4 * t + 2 * j + e of the inner dimension
+    template <bool kApart>
     __device__ __forceinline__ void load_steps(const T* matrix, const Lane&) {
       const int lane = threadIdx.x % 32;
-      const int row = lane & 15;
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                    : "=r"(bits[0][0]), "=r"(bits[0][1]), "=r"(bits[1][0]), "=r"(bits[1][1])
-                   : "r"(address(matrix + row * kSide + 8 * (lane / 16 ^ swizzle(row))))
+                   : "r"(address(matrix + entry(lane & 15, lane / 16 * 2)))
                    : "memory");
     }
   };
+
+  // A lane's sums in row g + 8 * half, of columns that load_steps<kApart> gave: columns 4t to 4t + 3, or with kApart t,
+  // t + 4, t + 8 and t + 12.
+  template <bool kApart>
+  static __device__ __forceinline__ void columns(const Sum& sum, int half, const Lane& lane, float (&to)[4]) {
+    const float four[4] = {sum[0][2 * half], sum[0][2 * half + 1], sum[1][2 * half], sum[1][2 * half + 1]};
+    if constexpr (kApart) {
+      transpose(four, to, lane.t);
+    } else {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) to[c] = four[c];
+    }
+  }
 
   static __device__ __forceinline__ void multiply(Sum& sum, const Rows& a, const Columns& b) {
     M::multiply(sum[0], a.bits, b.bits[0]);
@@ -145,7 +171,13 @@ struct Matrix<float> {
     }
   };
 
-  static __device__ __forceinline__ int swizzle(int row) { return row >> 1 & 3; }
+  // As above. Lanes of one load ask for rows 2t or 2t + 1: each lies in other banks.
+  static __device__ __forceinline__ int entry(int row, int column) {
+    return (row & ~1) * kSide + kSide * ((row ^ row >> 2) & 1) + (column ^ (row & 2) << 2);
+  }
+  static __device__ __forceinline__ void store(float* matrix, int row, int column, const Vector<float, 4>& v) {
+    v.store(matrix + entry(row, column));
+  }
 
   using Part = float4;
 
@@ -160,22 +192,32 @@ struct Matrix<float> {
     __device__ __forceinline__ void load(const float* matrix, const Lane& lane) {
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile) {
-        const int row = 8 * tile + lane.g;
-        split(tile, *reinterpret_cast<const float4*>(matrix + row * kSide + 4 * (lane.t ^ swizzle(row))));
+        split(tile, *reinterpret_cast<const float4*>(matrix + entry(8 * tile + lane.g, 4 * lane.t)));
       }
     }
+    template <bool kApart>
     __device__ __forceinline__ void load_steps(const float* matrix, const Lane& lane) {
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
         const int row = 8 * (step / 2) + 2 * lane.t + step % 2;
+        if constexpr (kApart) {
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          const int piece = (2 * tile + lane.g / 4) ^ swizzle(row);
-          split(tile, step, matrix[row * kSide + 4 * piece + lane.g % 4]);
+          for (int tile = 0; tile < 2; ++tile) {
+            split(tile, step, matrix[entry(row, 8 * tile + 4 * (lane.g % 2) + lane.g / 2)]);
+          }
+        } else {
+          const float2 pair = *reinterpret_cast<const float2*>(matrix + entry(row, 2 * lane.g));
+          split(0, step, pair.x), split(1, step, pair.y);
         }
       }
     }
   };
+
+  template <bool kApart>
+  static __device__ __forceinline__ void columns(const Sum& sum, int half, const Lane&, float (&to)[4]) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) to[c] = kApart ? sum[c / 2][2 * half + c % 2] : sum[c % 2][2 * half + c / 2];
+  }
 
   static __device__ __forceinline__ void multiply(
       float (&sum)[4], const uint32_t (&a)[2][4], const uint32_t (&b)[4], int step) {

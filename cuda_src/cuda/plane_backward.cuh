@@ -65,33 +65,26 @@ __device__ __forceinline__ void add_products(
 #pragma unroll
           for (int s = 0; s < kAtOnce; ++s) {
             typename M::Columns grads;
-            grads.load_steps(room.grads[slice + s][0], lane);
+            grads.template load_steps<false>(room.grads[slice + s][0], lane);
             M::multiply(sum[s], rows, grads);
           }
         }
       }
-      // neighbouring lanes exchange a pair of channels, so that each has four side by side
-      const bool odd = lane.t % 2;
-      const int channel = slice * kSide + (odd ? 8 : 0) + lane.t / 2 * 4;
       const int x = target_x * kBlockSide + column;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int y = target_y * kBlockSide + row + 2 * half;
-        float* to = sums + (y * g.width + x) * kRow + channel;
+        float* to = sums + (y * g.width + x) * kRow + slice * kSide + 4 * lane.t;
+        if (y >= g.height || x >= g.width) continue;
 #pragma unroll
         for (int s = 0; s < kAtOnce; ++s) {
-          float own[2], got[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            own[e] = sum[s][odd][2 * half + e];
-            got[e] = __shfl_xor_sync(0xffffffffu, sum[s][!odd][2 * half + e], 1);
-          }
-          if (y >= g.height || x >= g.width) continue;
+          float own[4];
+          M::template columns<false>(sum[s], half, lane, own);
           float4 total = *reinterpret_cast<const float4*>(to + s * kSide);
-          total.x = fmaf(odd ? got[0] : own[0], unscale, total.x);
-          total.y = fmaf(odd ? got[1] : own[1], unscale, total.y);
-          total.z = fmaf(odd ? own[0] : got[0], unscale, total.z);
-          total.w = fmaf(odd ? own[1] : got[1], unscale, total.w);
+          total.x = fmaf(own[0], unscale, total.x);
+          total.y = fmaf(own[1], unscale, total.y);
+          total.z = fmaf(own[2], unscale, total.z);
+          total.w = fmaf(own[3], unscale, total.w);
           *reinterpret_cast<float4*>(to + s * kSide) = total;
         }
       }
@@ -104,7 +97,7 @@ template <typename T, int kSlices>
 __device__ __forceinline__ void add_far_points(
     const Geometry<float>& g, const WarpLayout& layout, const PlaneLayout& plane, const WarpRoom<T, kSlices>* rooms,
     int first, int sources, const T* grads, const T* offset_mask, float* sums) {
-  constexpr int kRow = kSlices * kSide, kPiece = 16 / sizeof(T);
+  constexpr int kRow = kSlices * kSide;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
 #pragma unroll 1
   for (int source = 0; source < sources; ++source) {
@@ -137,12 +130,11 @@ __device__ __forceinline__ void add_far_points(
 #pragma unroll 1
           for (int channel = lane % kSide; channel < layout.group_width; channel += kSide) {
             // gradients that are not finite are not staged
-            const int piece = channel % kSide / kPiece ^ Matrix<T>::swizzle(row);
             const T grad = room.not_finite >> giver & 1
                                ? grads
                                      [static_cast<int64_t>(out_y) * layout.grad_h +
                                       static_cast<int64_t>(out_x) * layout.grad_w + channel]
-                               : room.grads[channel / kSide][row][piece * kPiece + channel % kPiece];
+                               : room.grads[channel / kSide][0][Matrix<T>::entry(row, channel % kSide)];
             float* to = sums + (y * g.width + x) * kRow + channel;
             if (given & kSide) *to = fmaf(weight * ((1 - ly) * across), to_opmath(grad), *to);
             to += g.width * kRow;

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "lanes.cuh"
 #include "launch.h"
 #include "vector.cuh"
 
@@ -66,24 +67,6 @@ __device__ __forceinline__ float number(unsigned long long bits, float) {
 }
 __device__ __forceinline__ double number(unsigned long long bits, double) { return __longlong_as_double(bits); }
 
-// to[i] of lane j becomes from[j] of lane i, in groups of kSize neighbouring lanes
-template <int kSize, typename Accumulator>
-__device__ __forceinline__ void transpose(const Accumulator (&from)[kSize], Accumulator (&to)[kSize], int lane) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) to[i] = from[i];
-#pragma unroll
-  for (int step = kSize / 2; step > 0; step /= 2) {
-    const bool upper = lane & step;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (i & step) continue;
-      // the lower lane gives its upper half for the upper lane's lower one
-      const Accumulator received = __shfl_xor_sync(0xffffffffu, upper ? to[i] : to[i + step], step);
-      (upper ? to[i] : to[i + step]) = received;
-    }
-  }
-}
-
 // Sums in 64-bit fixed point: integer addition is associative, so any order gives the same bits. The unit is chosen so
 // that the largest possible sum, max|grad_output| * max|weight| * number of samples, stays below 2^60. A contribution
 // that is not finite lifts its sum to 2^62, from where the others cannot bring it back below 2^61: it comes out as NaN.
@@ -124,6 +107,31 @@ struct FixedPointSums {
         atomicAdd(sums + index + c, static_cast<unsigned long long>(llrint(contribution * scale)));
       } else {
         atomicMax(reinterpret_cast<long long*>(sums + index + c), kNotFinite);
+      }
+    }
+  }
+
+  // sums kStep apart, of which some are wanted; where all are finite, as nearly always, they go the short way
+  template <int kStep, int kCount>
+  __device__ __forceinline__ void add_apart(
+      int64_t index, const Accumulator (&sum)[kCount], const bool (&wanted)[kCount]) const {
+    bool finite = true;
+    long long fixed[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      finite &= isfinite(sum[i]);
+      fixed[i] = llrint(sum[i] * scale);
+    }
+    if (finite) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (wanted[i]) atomicAdd(sums + index + i * kStep, static_cast<unsigned long long>(fixed[i]));
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const Accumulator one[1] = {sum[i]};
+        if (wanted[i]) add<1>(index + i * kStep, one, 1);
       }
     }
   }

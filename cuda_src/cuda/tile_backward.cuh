@@ -55,29 +55,27 @@ __device__ __forceinline__ void multiply_weights(
     const Geometry<float>& g, const WarpLayout& layout, const TilePlace& place,
     const WarpRoom<T, kSlices> (&rooms)[kWarps], float unscale, const Sums& sums, int64_t own_image) {
   using M = Matrix<T>;
-  constexpr int kAtOnce = kSlices < 2 ? kSlices : 2;
-  const int row_entries = static_cast<int>(sums.row);
+  const uint32_t row_entries = static_cast<uint32_t>(sums.row);
   const Lane lane;
   const int row = lane.g / kBlockSide, column = lane.g % kBlockSide;
   const bool flipped_y = place.warp / 2, flipped_x = place.warp % 2;
+  // a lane's sums are four neighbouring channels, or a channel of each such four where sums are ordered
+  const int64_t first_target = own_image + (Sums::kOrdered ? 1 : 4) * lane.t;
   // from the first block of weights to the next ones, in entries
   const int step_y = (flipped_y ? -kBlockSide : kBlockSide) * kNearRow;
   const int step_x = (flipped_x ? -kBlockSide : kBlockSide) * kSide;
   const int first_block =
       (((flipped_y ? 2 * kBlockSide : 0) + row) * kNearSide + (flipped_x ? 2 * kBlockSide : 0) + column) * kSide;
 #pragma unroll 1
-  for (int first = 0; first < kSlices; first += kAtOnce) {
-    Sum sum[2][2][kAtOnce] = {};
+  for (int slice = 0; slice < kSlices; ++slice) {
+    Sum sum[2][2] = {};
 #pragma unroll
     for (int pixels_y = 0; pixels_y < 2; ++pixels_y) {
 #pragma unroll
       for (int pixels_x = 0; pixels_x < 2; ++pixels_x) {
         const int pixels = 2 * (flipped_y ? 1 - pixels_y : pixels_y) + (flipped_x ? 1 - pixels_x : pixels_x);
-        typename M::Columns grads[kAtOnce];
-#pragma unroll
-        for (int slice = 0; slice < kAtOnce; ++slice) {
-          grads[slice].load_steps(rooms[pixels].grads[first + slice][0], lane);
-        }
+        typename M::Columns grads;
+        grads.template load_steps<Sums::kOrdered>(rooms[pixels].grads[slice][0], lane);
         const float* blocks = rooms[pixels].matrix[0] + first_block;
 #pragma unroll
         for (int i = pixels_y; i < 2; ++i) {
@@ -87,16 +85,13 @@ __device__ __forceinline__ void multiply_weights(
             const typename M::FineRows rows(
                 *reinterpret_cast<const float4*>(weights + 4 * lane.t),
                 *reinterpret_cast<const float4*>(weights + 2 * kNearRow + 4 * lane.t));
-#pragma unroll
-            for (int slice = 0; slice < kAtOnce; ++slice) M::multiply(sum[i][j][slice], rows, grads[slice]);
+            M::multiply(sum[i][j], rows, grads);
           }
         }
       }
     }
 
-    // neighbouring lanes exchange a pair of channels, so that each has four side by side
-    const bool odd = lane.t % 2;
-    const int channel = first * kSide + (odd ? 8 : 0) + lane.t / 2 * 4;
+    const int channel = slice * kSide;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -107,41 +102,25 @@ __device__ __forceinline__ void multiply_weights(
         for (int j = 0; j < 2; ++j) {
           const int x = place.region_x + (flipped_x ? 3 - 2 * j : 2 * j) * kBlockSide + column;
           const bool inside = y_inside & static_cast<unsigned>(x) < g.width;
-          const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * row_entries + channel;
+          // a product of 32-bit factors takes one instruction; outside the image it means nothing
+          const uint64_t offset = static_cast<uint64_t>(static_cast<uint32_t>(y * g.width + x)) * row_entries;
+          const int64_t target = first_target + static_cast<int64_t>(offset) + channel;
+          float four[4];
+          M::template columns<Sums::kOrdered>(sum[i][j], half, lane, four);
 #pragma unroll
-          for (int slice = 0; slice < kAtOnce; ++slice) {
-            const Sum& own = sum[i][j][slice];
-            float got[2];
+          for (int c = 0; c < 4; ++c) four[c] *= unscale;
+          if constexpr (Sums::kOrdered) {
+            // eight bytes a channel: four lanes take four neighbouring ones, and so one 32-byte sector
+            bool wanted[4];
 #pragma unroll
-            for (int e = 0; e < 2; ++e)
-              got[e] = __shfl_xor_sync(0xffffffffu, odd ? own[0][2 * half + e] : own[1][2 * half + e], 1);
-            float four[4];
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const float kept = (odd ? own[1][2 * half + e] : own[0][2 * half + e]) * unscale,
-                          other = got[e] * unscale;
-              four[e] = odd ? other : kept;
-              four[2 + e] = odd ? kept : other;
-            }
-            if constexpr (Sums::kOrdered) {
-              // eight bytes a channel: four lanes take four neighbouring ones, and so one 32-byte sector
-              float one[4];
-              transpose(four, one, lane.t);
-#pragma unroll
-              for (int block = 0; block < 4; ++block) {
-                const int own_channel = (first + slice) * kSide + block % 2 * 8 + block / 2 * 4 + lane.t;
-                const float single[1] = {one[block]};
-                if (inside & single[0] != 0.f & own_channel < layout.group_width) {
-                  sums.template add<1>(target - channel + own_channel, single, 1.f);
-                }
-              }
-            } else {
-              const uint32_t any = (__float_as_uint(four[0]) | __float_as_uint(four[1]) | __float_as_uint(four[2]) |
-                                    __float_as_uint(four[3]))
-                                   << 1;
-              if (inside & any != 0 & channel + slice * kSide < layout.group_width) {
-                sums.template add<4>(target + slice * kSide, four, 1.f);
-              }
+            for (int c = 0; c < 4; ++c) wanted[c] = inside & four[c] != 0.f & channel + 4 * c < layout.group_width;
+            sums.template add_apart<4>(target, four, wanted);
+          } else {
+            const uint32_t any = (__float_as_uint(four[0]) | __float_as_uint(four[1]) | __float_as_uint(four[2]) |
+                                  __float_as_uint(four[3]))
+                                 << 1;
+            if (inside & any != 0 & channel + 4 * lane.t < layout.group_width) {
+              sums.template add<4>(target, four, 1.f);
             }
           }
         }

@@ -66,7 +66,6 @@ struct StagedGradients {
   }
   // in the order of products' steps
   __device__ __forceinline__ void store(WarpRoom<T, kSlices>& room) {
-    constexpr int kPiece = 16 / sizeof(T);
     const int row = step_row(threadIdx.x / 2 % kSide);
     bool finite = true;
 #pragma unroll
@@ -75,8 +74,7 @@ struct StagedGradients {
         finite = false;
         set_zero(vector[i]);
       }
-      const int piece = channel(i) % kSide / kPiece ^ Matrix<T>::swizzle(row);
-      vector[i].store(&room.grads[channel(i) / kSide][row][piece * kPiece + channel(i) % kPiece]);
+      Matrix<T>::store(room.grads[channel(i) / kSide][0], row, channel(i) % kSide, vector[i]);
     }
     // two lanes a pixel: one bit for each pair
     unsigned odd = __ballot_sync(0xffffffffu, !finite);

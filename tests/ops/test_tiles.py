@@ -205,3 +205,22 @@ def test_inputs_that_are_not_finite(dtype, bad, where, small):
     else:
         inputs.offset_mask[1, 2, 3, 27 * 2 + 5] = bad
     _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("small", SMALL)
+def test_sums_beyond_the_largest_number(dtype, small):
+    """They are not finite, and their neighbours among the channels are not touched."""
+    chosen = SMALL[small]
+    inputs = chosen.inputs(dtype, "cuda")
+    inputs.grad.zero_()
+    inputs.grad[0, 3, 4, 0], inputs.grad[0, 3, 4, 1] = 3e38, 1e37
+    inputs.offset_mask[0, 3, 4, :18], inputs.offset_mask[0, 3, 4, 18:27] = 0.5, 8.0
+    grad_value = run(dcnv4, inputs, chosen.geometry)[1].double()
+    overlapping = torch.tensor([1.0, 2.0, 2.0, 1.0], dtype=torch.double, device="cuda")
+    touched = grad_value[0, 2:6, 3:7]
+    assert not touched[..., 0].isfinite().any()
+    finite = 1e37 * 8 / 4 * overlapping[:, None] * overlapping
+    torch.testing.assert_close(touched[..., 1], finite, rtol=TOLERANCE[dtype], atol=0.0)
+    touched[..., :2] = 0
+    assert not grad_value.count_nonzero()
