@@ -273,7 +273,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for direction in ("forward", "backward"):
             chosen = [row for row in rows if (row["dtype"], row["pass"]) == (dtype, direction)]
 
-            def mean(over: str, under: str, chosen: list[dict[str, Any]] = chosen) -> float:
+            def mean(over: str, under: str, chosen: list[dict[str, Any]] = chosen) -> float | None:
                 return geometric_mean(row[over] / row[under] for row in chosen if row.get(over) and row.get(under))
 
             found.append(

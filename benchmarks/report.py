@@ -49,10 +49,10 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def geometric_mean(ratios: Iterable[float]) -> float:
-    """Return the geometric mean; NaN of nothing."""
+def geometric_mean(ratios: Iterable[float]) -> float | None:
+    """Return the geometric mean; None of nothing."""
     logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+    return math.exp(sum(logs) / len(logs)) if logs else None
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:

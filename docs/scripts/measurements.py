@@ -15,8 +15,7 @@ from typing import Any
 from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
-OPERATOR = RESULTS / "2026-11-21-h200-torch2.11-op.json"
-CHANGES = RESULTS / "2026-11-26-h100-torch2.11-before-after.json"
+OPERATOR = RESULTS / "2026-11-26-h100-torch2.11-op.json"
 MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
 CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
@@ -63,19 +62,6 @@ def operator_table() -> str:
             cells += map(microseconds, [*times, backward["ours, deterministic"]])
         rows.append(cells)
     return f"{markdown(header, rows)}\n\n{origin(document, OPERATOR)}"
-
-
-def changes_table() -> str:
-    """Return what kernels took before and after they changed, on one GPU."""
-    document = json.loads(CHANGES.read_text(encoding="utf-8"))
-    columns = [key for key in document["rows"][0] if key != "map"]
-    rows = [
-        [row["map"], *(f"{microseconds(row[key]['before'])} to {microseconds(row[key]['after'])}" for key in columns)]
-        for row in document["rows"]
-    ]
-    means = document["geometric_means"]
-    rows.append(["geometric mean, before / after", *(f"{means[key]:.2f}" for key in columns)])
-    return f"{markdown(['map', *columns], rows)}\n\n{origin(document, CHANGES)}"
 
 
 def means_table() -> str:
@@ -179,7 +165,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/performance.md": {
         "operator": operator_table,
         "means": means_table,
-        "changes": changes_table,
         "cpu": cpu_table,
         "model": model_table,
     },
