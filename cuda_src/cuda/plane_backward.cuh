@@ -65,7 +65,7 @@ __device__ __forceinline__ void add_products(
 #pragma unroll
           for (int s = 0; s < kAtOnce; ++s) {
             typename M::Columns grads;
-            grads.template load_steps<false>(room.grads[slice + s][0], lane);
+            grads.template load_steps<false>(room.grads[slice + s], lane);
             M::multiply(sum[s], rows, grads);
           }
         }
@@ -134,7 +134,7 @@ __device__ __forceinline__ void add_far_points(
                                ? grads
                                      [static_cast<int64_t>(out_y) * layout.grad_h +
                                       static_cast<int64_t>(out_x) * layout.grad_w + channel]
-                               : room.grads[channel / kSide][0][Matrix<T>::entry(row, channel % kSide)];
+                               : room.grads[channel / kSide][Matrix<T>::entry(row, channel % kSide)];
             float* to = sums + (y * g.width + x) * kRow + channel;
             if (given & kSide) *to = fmaf(weight * ((1 - ly) * across), to_opmath(grad), *to);
             to += g.width * kRow;

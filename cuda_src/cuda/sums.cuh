@@ -98,13 +98,17 @@ struct FixedPointSums {
     return ready;
   }
 
+  __device__ __forceinline__ unsigned long long in_units(Accumulator finite) const {
+    return static_cast<unsigned long long>(llrint(finite * scale));
+  }
+
   template <int kChannels>
   __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       const Accumulator contribution = factor * grad[c];
       if (isfinite(contribution)) {
-        atomicAdd(sums + index + c, static_cast<unsigned long long>(llrint(contribution * scale)));
+        atomicAdd(sums + index + c, in_units(contribution));
       } else {
         atomicMax(reinterpret_cast<long long*>(sums + index + c), kNotFinite);
       }
@@ -116,16 +120,16 @@ struct FixedPointSums {
   __device__ __forceinline__ void add_apart(
       int64_t index, const Accumulator (&sum)[kCount], const bool (&wanted)[kCount]) const {
     bool finite = true;
-    long long fixed[kCount];
+    unsigned long long fixed[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       finite &= isfinite(sum[i]);
-      fixed[i] = llrint(sum[i] * scale);
+      fixed[i] = in_units(sum[i]);
     }
     if (finite) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        if (wanted[i]) atomicAdd(sums + index + i * kStep, static_cast<unsigned long long>(fixed[i]));
+        if (wanted[i]) atomicAdd(sums + index + i * kStep, fixed[i]);
       }
     } else {
 #pragma unroll

@@ -75,7 +75,7 @@ __device__ __forceinline__ void multiply_weights(
       for (int pixels_x = 0; pixels_x < 2; ++pixels_x) {
         const int pixels = 2 * (flipped_y ? 1 - pixels_y : pixels_y) + (flipped_x ? 1 - pixels_x : pixels_x);
         typename M::Columns grads;
-        grads.template load_steps<Sums::kOrdered>(rooms[pixels].grads[slice][0], lane);
+        grads.template load_steps<Sums::kOrdered>(rooms[pixels].grads[slice], lane);
         const float* blocks = rooms[pixels].matrix[0] + first_block;
 #pragma unroll
         for (int i = pixels_y; i < 2; ++i) {

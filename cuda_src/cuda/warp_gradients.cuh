@@ -11,7 +11,7 @@ namespace {
 template <typename T, int kSlices>
 struct alignas(16) WarpRoom {
   float matrix[kNearPixels][kSide];  // first dot products, then weights
-  T grads[kSlices][kSide][kSide];
+  T grads[kSlices][kSide * kSide];   // entries as Matrix<T>::entry says
   T records[kSide][kRecordPitch<T>];
   uint16_t far[kSide * kPoints];
   uint32_t not_finite;  // a bit for each pixel
@@ -74,7 +74,7 @@ struct StagedGradients {
         finite = false;
         set_zero(vector[i]);
       }
-      Matrix<T>::store(room.grads[channel(i) / kSide][0], row, channel(i) % kSide, vector[i]);
+      Matrix<T>::store(room.grads[channel(i) / kSide], row, channel(i) % kSide, vector[i]);
     }
     // two lanes a pixel: one bit for each pair
     unsigned odd = __ballot_sync(0xffffffffu, !finite);
@@ -137,7 +137,7 @@ __device__ __forceinline__ void multiply_features(
     }
     if (first == 0) {
 #pragma unroll
-      for (int slice = 0; slice < kSlices; ++slice) grads[slice].load(room.grads[slice][0], lane);
+      for (int slice = 0; slice < kSlices; ++slice) grads[slice].load(room.grads[slice], lane);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {

@@ -162,12 +162,7 @@ def two_gpus_table() -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed_table, "export": export_table},
-    "docs/performance.md": {
-        "operator": operator_table,
-        "means": means_table,
-        "cpu": cpu_table,
-        "model": model_table,
-    },
+    "docs/performance.md": {"operator": operator_table, "means": means_table, "cpu": cpu_table, "model": model_table},
     "docs/multi-gpu.md": {"two-gpus": two_gpus_table},
 }
 
