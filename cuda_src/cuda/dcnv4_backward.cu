@@ -272,8 +272,8 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       const auto kernel = offset_gradient_kernel<T, kChannels>(p.group_width);
       if (!scatters && kernel && fits_3x3(p, sizeof(T))) {
         kernel<<<grid, kGradientThreads, 0, stream>>>(
-            g, layout, make_axis(p.height, p.value.h), make_axis(p.width, p.value.w), grads, values, records,
-            grad_records);
+            g, layout, make_axis(p.height, p.value.h * sizeof(T)), make_axis(p.width, p.value.w * sizeof(T)), grads,
+            values, records, grad_records);
         continue;
       }
     }

@@ -2,6 +2,7 @@
 
 #include "dispatch.cuh"
 #include "launch.h"
+#include "patches.cuh"
 #include "sampling.cuh"
 #include "tile_forward.h"
 #include "tuning.h"
@@ -42,6 +43,14 @@ __device__ void aggregate(
   }
 }
 
+template <typename T, int kChannels>
+__device__ __forceinline__ void write(const A<T> (&sum)[kChannels], T* out) {
+  Vector<T, kChannels> result;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) result.element[c] = from_opmath<T>(sum[c]);
+  result.store(out);
+}
+
 struct Layout {
   int units, vectors;
   int64_t row;                   // 3 * K
@@ -49,86 +58,64 @@ struct Layout {
 };
 
 template <typename T, int kChannels>
-struct Unit {
-  Position<A<T>> at;
-  int channel;
-  const T* image;
-  const T* record;
-
-  __device__ __forceinline__
-  Unit(const Geometry<A<T>>& g, const Layout& layout, int unit, const T* value, const T* offset_mask)
-      : at(g, 0, 0) {
-    const int pixel = layout.by_vectors.quotient(unit);
-    const int vector = unit - pixel * layout.vectors;
-    const int group = layout.by_lanes.quotient(vector);
-    const int out_y = g.by_out_width.quotient(pixel);
-    const int out_x = pixel - out_y * g.out_width;
-    at = Position<A<T>>(g, out_y, out_x);
-    channel = vector * kChannels;
-    image = value + blockIdx.y * g.value_n;
-    record = offset_mask + blockIdx.y * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.row;
-  }
-};
-
-template <typename T, int kChannels>
-__device__ __forceinline__ void write(
-    const Geometry<A<T>>& g, const Layout& layout, int unit, const A<T> (&sum)[kChannels], T* out) {
-  Vector<T, kChannels> result;
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) result.element[c] = from_opmath<T>(sum[c]);
-  result.store(
-      out + static_cast<int64_t>(blockIdx.y) * layout.units * kChannels + static_cast<int64_t>(unit) * kChannels);
-}
-
-template <typename T, int kChannels>
 __global__ void __launch_bounds__(kThreads) forward_any_window(
     const Geometry<A<T>> g, const Layout layout, const T* __restrict__ value, const T* __restrict__ offset_mask,
     T* __restrict__ out) {
   const int unit = blockIdx.x * kThreads + threadIdx.x;
   if (unit >= layout.units) return;
-  const Unit<T, kChannels> u(g, layout, unit, value, offset_mask);
+  const int pixel = layout.by_vectors.quotient(unit);
+  const int vector = unit - pixel * layout.vectors;
+  const int group = layout.by_lanes.quotient(vector);
+  const int out_y = g.by_out_width.quotient(pixel);
+  const int out_x = pixel - out_y * g.out_width;
+  const Position<A<T>> at(g, out_y, out_x);
+  const T* image = value + blockIdx.y * g.value_n + vector * kChannels;
+  const T* record =
+      offset_mask + blockIdx.y * g.offset_n + out_y * g.offset_h + out_x * g.offset_w + group * layout.row;
   A<T> sum[kChannels];
-  aggregate<T, kChannels>(g, u.at, u.image + u.channel, u.record, sum);
-  write<T, kChannels>(g, layout, unit, sum, out);
+  aggregate<T, kChannels>(g, at, image, record, sum);
+  write<T, kChannels>(sum, out + (static_cast<int64_t>(blockIdx.y) * layout.units + unit) * kChannels);
 }
 
 template <typename T, int kChannels>
-__global__ void __launch_bounds__(kThreads) forward_3x3(
-    const Geometry<float> g, const Layout layout, const Axis axis_y, const Axis axis_x, const T* __restrict__ value,
+__global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
+    const Geometry<float> g, const Patches patches, const Axis axis_y, const Axis axis_x, const T* __restrict__ value,
     const T* __restrict__ offset_mask, T* __restrict__ out) {
-  const int unit = blockIdx.x * kThreads + threadIdx.x;
-  if (unit >= layout.units) return;
-  const Unit<T, kChannels> u(g, layout, unit, value, offset_mask);
-  const Record3x3<T> record(u.record);
+  const PatchPlace place(patches);
+  if (!place.exists(patches)) return;
+  const Position<float> at(g, place.out_y, place.out_x);
+  const T* entries = offset_mask + blockIdx.z * g.offset_n + place.record(patches);
+  const Record3x3<T> record(entries);
 
   float weight[9];
 #pragma unroll
   for (int k = 0; k < 9; ++k) weight[k] = record[18 + k];
   if (g.softmax) {
-    const Normalizer<float> normalize(g, u.record);
+    const Normalizer<float> normalize(g, entries);
 #pragma unroll
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  const CornerOffsets<T> corners(g, axis_y, axis_x, u.channel);
-  const char* image = reinterpret_cast<const char*>(u.image);
-
+  const T* image = value + blockIdx.z * g.value_n;
+  const Corners<T> corners(g, axis_y, axis_x, image, place.vector * kChannels);
+  const Lines columns(at.center_x, static_cast<float>(g.dilation_w), g.scale);
+  const Lines rows(at.center_y, static_cast<float>(g.dilation_h), g.scale);
   float sum[kChannels] = {};
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int k = 3 * i + j;
-      const Tent x(axis_x, u.at.x(g, i, record[2 * k]));
-      const Tent y(axis_y, u.at.y(g, j, record[2 * k + 1]));
-      uint32_t offsets[4];
-      corners.of(y, x, offsets);
+      const Tent x(axis_x, fmaf(record[2 * k], g.scale, columns.at[i]));
+      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
+      const T* corner[4];
+      corners.of(y, x, corner);
       const float top = y.first * weight[k], bottom = y.second * weight[k];
       const float factors[4] = {top * x.first, top * x.second, bottom * x.first, bottom * x.second};
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         Vector<T, kChannels> v;
-        v.load(reinterpret_cast<const T*>(image + offsets[n]));
+        v.load(corner[n]);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(factors[n], to_opmath(v.element[c]), sum[c]);
       }
@@ -139,8 +126,8 @@ __global__ void __launch_bounds__(kThreads) forward_3x3(
   float probe = 0.f;
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
-  if (probe != 0.f) aggregate<T, kChannels>(g, u.at, u.image + u.channel, u.record, sum);
-  write<T, kChannels>(g, layout, unit, sum, out);
+  if (probe != 0.f) aggregate<T, kChannels>(g, at, image + place.vector * kChannels, entries, sum);
+  write<T, kChannels>(sum, out + blockIdx.z * patches.out_n + place.output(patches) * kChannels);
 }
 
 template <typename T, int kChannels>
@@ -149,7 +136,6 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   if constexpr (std::is_same<T, float>::value && kChannels == 4) {
     if (staged_features_pay(architecture()) && fits_tile_forward(p)) return launch_tile_forward(args, stream);
   }
-  const bool tuned = fits_3x3(p, sizeof(T));
   const Geometry<A<T>> g(p);
   Layout layout;
   layout.vectors = static_cast<int>(p.channels() / kChannels);
@@ -162,17 +148,21 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   T* out = static_cast<T*>(args.out);
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
     const T* v = value + first * p.value.n;
     const T* o = offset_mask + first * p.offset_mask.n;
     T* result = out + first * p.out_pixels() * p.channels();
     if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
-      if (tuned) {
-        forward_3x3<T, kChannels><<<grid, kThreads, 0, stream>>>(
-            g, layout, make_axis(p.height, p.value.h), make_axis(p.width, p.value.w), v, o, result);
-        continue;
+      if (fits_3x3(p, sizeof(T))) {
+        const Patches patches(p, kChannels);
+        if (patches.fit(p)) {
+          forward_3x3<T, kChannels><<<patches.grid(images), patches.block(), 0, stream>>>(
+              g, patches, make_axis(p.height, p.value.h * sizeof(T)), make_axis(p.width, p.value.w * sizeof(T)), v, o,
+              result);
+          continue;
+        }
       }
     }
+    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
     forward_any_window<T, kChannels><<<grid, kThreads, 0, stream>>>(g, layout, v, o, result);
   }
   return cudaGetLastError();

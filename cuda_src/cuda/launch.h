@@ -24,7 +24,7 @@ cudaError_t launch_backward(const CudaBackwardArgs& args, cudaStream_t stream);
 // what plane_warps should be where these gradients are needed
 int choose_plane_warps(const CudaBackwardArgs& args);
 
-// images of one launch: what the grid's second dimension holds
+// images of one launch: what a grid's second and third dimensions hold
 constexpr int64_t kMostImages = 65535;
 
 // whether this library holds code for the current device

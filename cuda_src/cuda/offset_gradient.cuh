@@ -226,8 +226,9 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  const CornerOffsets<T> corners(g, axis_y, axis_x, u.first_channel + u.lanes.index * kChannels);
-  const char* image = reinterpret_cast<const char*>(u.image - u.first_channel);
+  const Corners<T> corners(g, axis_y, axis_x, u.image - u.first_channel, u.first_channel + u.lanes.index * kChannels);
+  const Lines columns(u.at.center_x, static_cast<float>(g.dilation_w), g.scale);
+  const Lines rows(u.at.center_y, static_cast<float>(g.dilation_h), g.scale);
   const unsigned members = u.lanes.members();
   float entry[27];
 #pragma unroll
@@ -235,15 +236,15 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int k = 3 * i + j;
-      const Tent x(axis_x, u.at.x(g, i, record[2 * k]));
-      const Tent y(axis_y, u.at.y(g, j, record[2 * k + 1]));
-      uint32_t offsets[4];
-      corners.of(y, x, offsets);
+      const Tent x(axis_x, fmaf(record[2 * k], g.scale, columns.at[i]));
+      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
+      const T* corner[4];
+      corners.of(y, x, corner);
       float dot[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         Vector<T, kChannels> v;
-        v.load(reinterpret_cast<const T*>(image + offsets[n]));
+        v.load(corner[n]);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) dot[n] = fmaf(grad[c], to_opmath(v.element[c]), dot[n]);
       }

@@ -57,13 +57,21 @@ __device__ __forceinline__ float saturating_difference(float a, float b) {
   return difference;
 }
 
+// where the window's three columns, or rows, lie without offsets: what Position says, in one step from the centre
+struct Lines {
+  float at[3];
+
+  __device__ __forceinline__ Lines(float center, float dilation, float scale)
+      : at{fmaf(-dilation, scale, center), center, fmaf(dilation, scale, center)} {}
+};
+
 // Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
 // max(0, 1 - |x - p|), so points at and beyond the border need no case of their own. NaN gives zero weights.
 struct Axis {
   float last;           // largest position whose floor leaves room for the second neighbour
   float second_exists;  // 1, or -1 where the image is one pixel wide
   float second_slope;   // 1, or 0 there
-  int step;             // elements to the second neighbour
+  int64_t step;         // bytes to the second neighbour
 };
 
 // adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
@@ -76,7 +84,8 @@ struct Tent {
   uint32_t index;  // kMagicBits + pixel
 
   __device__ __forceinline__ Tent(const Axis& axis, float position) {
-    const float clamped = fminf(fmaxf(position, 0.f), axis.last);
+    // the order of non-negative numbers is that of their bits, and negative ones have negative bits
+    const float clamped = __int_as_float(__vimin_s32_relu(__float_as_int(position), __float_as_int(axis.last)));
     const float shifted = __fadd_rd(clamped, kMagic);
     distance = position - (shifted - kMagic);
     first = saturating_difference(1.f, fabsf(distance));
@@ -101,34 +110,36 @@ struct Slope {
   }
 };
 
-// byte offsets of a sample's corners from the image's start; they fit in 32 bits
+// addresses of a sample's corners; its first one lies less than 2^32 bytes from the image's start
 template <typename T>
-struct CornerOffsets {
-  uint32_t row, column, down, right, start;
+struct Corners {
+  const char* image;
+  uint32_t row, column, start;
+  int64_t down, right;
 
   __device__ __forceinline__
-  CornerOffsets(const Geometry<float>& g, const Axis& axis_y, const Axis& axis_x, int channel) {
+  Corners(const Geometry<float>& g, const Axis& axis_y, const Axis& axis_x, const T* image, int channel)
+      : image(reinterpret_cast<const char*>(image)), down(axis_y.step), right(axis_x.step) {
     constexpr uint32_t kBytes = sizeof(T);
     row = g.value_h * kBytes;
     column = g.value_w * kBytes;
-    down = axis_y.step * kBytes;
-    right = axis_x.step * kBytes;
     // unsigned arithmetic wraps the magic away
     start = channel * kBytes - kMagicBits * (row + column);
   }
-  __device__ __forceinline__ void of(const Tent& y, const Tent& x, uint32_t (&offsets)[4]) const {
-    offsets[0] = y.index * row + (x.index * column + start);
-    offsets[1] = offsets[0] + right;
-    offsets[2] = offsets[0] + down;
-    offsets[3] = offsets[2] + right;
+  __device__ __forceinline__ void of(const Tent& y, const Tent& x, const T* (&corner)[4]) const {
+    const char* first = image + (y.index * row + (x.index * column + start));
+    corner[0] = reinterpret_cast<const T*>(first);
+    corner[1] = reinterpret_cast<const T*>(first + right);
+    corner[2] = reinterpret_cast<const T*>(first + down);
+    corner[3] = reinterpret_cast<const T*>(first + down + right);
   }
 };
 
-Axis make_axis(int size, int64_t stride) {
+Axis make_axis(int size, int64_t stride_bytes) {
   const bool wide = size > 1;
   return {
       wide ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, wide ? 1.f : -1.f, wide ? 1.f : 0.f,
-      wide ? static_cast<int>(stride) : 0};
+      wide ? stride_bytes : 0};
 }
 
 bool fits_3x3(const Problem& p, int element_bytes) {

@@ -1,0 +1,123 @@
+// Which pixels and channels the threads of a block compute: patches of pixels, and channels in slices, so that what one
+// thread reads is still in L1 when its neighbours want it.
+#pragma once
+
+#include <algorithm>
+
+#include "device.h"
+#include "launch.h"
+#include "sampling.cuh"
+
+namespace yolo_dcnv4 {
+namespace {
+
+constexpr int kPatchThreads = 256;
+constexpr int kPatchBlocks = 4;                                // on a multiprocessor: up to 64 registers a thread
+constexpr int kPatchSide = 4;                                  // pixels
+constexpr int kMostSliceVectors = 16, kLeastSliceVectors = 8;  // a cache line has eight
+
+// A strip is a row of patches; its blocks follow each other through them, and the last may reach beyond the edge.
+struct Patches {
+  int out_height, out_width;
+  int vectors, pixel_vectors;  // 16-byte vectors of a slice, and of a pixel
+  int strip_blocks, strips, slices;
+  int row_bits, column_bits;  // log2 of a patch's sides
+  unsigned row_mask, column_mask;
+  int pixels;                      // of a block
+  int64_t out_n;                   // elements of an image of the output
+  int record, record_w, record_h;  // elements from a group, pixel and row of records to the next
+  Divider by_lanes, by_strip_blocks;
+
+  Patches(const Problem& p, int channels);
+  bool fit(const Problem& p) const;
+  dim3 grid(int64_t images) const { return dim3(strip_blocks * strips, slices, static_cast<unsigned>(images)); }
+  dim3 block() const { return dim3(vectors, pixels); }
+};
+
+int rounded_up(int n, int bits) { return parts_of(n, 1 << bits) << bits; }
+
+// log2 of the largest side of a patch that leaves little beyond the edge
+int side_bits(int length) {
+  int bits = 0;
+  while (2 << bits <= kPatchSide) ++bits;
+  while (bits > 0 && rounded_up(length, bits) > length * 1.15) --bits;
+  return bits;
+}
+
+// Vectors of a slice, whole groups or whole parts of one: up to two cache lines of them where such a number divides the
+// pixel's, else more, else less.
+int slice_vectors(int vectors, int lanes) {
+  const auto divides = [&](int n) { return vectors % n == 0 && (n % lanes == 0 || lanes % n == 0); };
+  if (vectors <= kMostSliceVectors) return vectors;
+  for (int n = kMostSliceVectors; n >= kLeastSliceVectors; --n) {
+    if (divides(n)) return n;
+  }
+  for (int n = kMostSliceVectors + 1; n <= kPatchThreads; ++n) {
+    if (divides(n)) return n;
+  }
+  for (int n = kLeastSliceVectors - 1; n > 1; --n) {
+    if (divides(n)) return n;
+  }
+  return 1;
+}
+
+Patches::Patches(const Problem& p, int channels) : out_height(p.out_height), out_width(p.out_width) {
+  const int lanes = p.group_width / channels;
+  pixel_vectors = static_cast<int>(p.channels() / channels);
+  vectors = slice_vectors(pixel_vectors, lanes);
+  slices = pixel_vectors / vectors;
+  row_bits = side_bits(out_height);
+  column_bits = side_bits(out_width);
+  row_mask = (1u << row_bits) - 1;
+  column_mask = (1u << column_bits) - 1;
+  strips = parts_of(out_height, 1 << row_bits);
+  const int64_t strip_pixels = int64_t{rounded_up(out_width, column_bits)} << row_bits;
+  const int64_t processors = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
+  pixels = kPatchThreads / vectors;
+  const int64_t blocks = parts_of(strip_pixels, pixels) * strips * slices * p.batch;
+  // halves leave no multiprocessor without work where there are few blocks
+  if (pixels > 1 && blocks < processors * kPatchBlocks) pixels /= 2;
+  strip_blocks = static_cast<int>(parts_of(strip_pixels, pixels));
+  out_n = p.out_pixels() * p.channels();
+  record = 3 * p.points;
+  record_w = static_cast<int>(p.offset_mask.w);
+  record_h = static_cast<int>(p.offset_mask.h);
+  by_lanes = Divider(lanes);
+  by_strip_blocks = Divider(strip_blocks);
+}
+
+// whether slices can be a dimension of a grid, and places of an image's records are 32-bit numbers
+bool Patches::fit(const Problem& p) const {
+  const int64_t last = (p.out_height - 1) * p.offset_mask.h + (p.out_width - 1) * p.offset_mask.w;
+  return slices <= kMostImages && last + p.groups * int64_t{record} < (int64_t{1} << 31);
+}
+
+// a thread's share: one vector of channels of one output pixel
+struct PatchPlace {
+  int out_y, out_x;
+  int vector;  // of the pixel's
+
+  __device__ __forceinline__ explicit PatchPlace(const Patches& patches) {
+    const unsigned strip = patches.by_strip_blocks.quotient(blockIdx.x);
+    const unsigned pixel = (blockIdx.x - strip * patches.strip_blocks) * patches.pixels + threadIdx.y;
+    const unsigned upper = pixel >> patches.column_bits;
+    out_x = ((upper >> patches.row_bits) << patches.column_bits) + (pixel & patches.column_mask);
+    out_y = (strip << patches.row_bits) + (upper & patches.row_mask);
+    vector = threadIdx.x + blockIdx.y * patches.vectors;
+  }
+  __device__ __forceinline__ bool exists(const Patches& patches) const {
+    return out_x < patches.out_width && out_y < patches.out_height;
+  }
+  // elements from the image's first record
+  __device__ __forceinline__ int record(const Patches& patches) const {
+    const int group = patches.by_lanes.quotient(vector);
+    return out_y * patches.record_h + out_x * patches.record_w + group * patches.record;
+  }
+  // vectors from the image's first
+  __device__ __forceinline__ int output(const Patches& patches) const {
+    return (out_y * patches.out_width + out_x) * patches.pixel_vectors + vector;
+  }
+};
+
+}  // namespace
+}  // namespace yolo_dcnv4
