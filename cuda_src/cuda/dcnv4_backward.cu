@@ -243,14 +243,18 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       return launch_tile_gradients<T>(args, stream);
     }
   }
+  const bool tiled = args.grad_value && fits_tiles<T>(p);
+  const bool scatters = args.grad_value && !tiled;
+  if constexpr (sizeof(T) == 2 && kChannels == 8) {
+    // additions of four sums a lane lie side by side, those of eight would leave gaps
+    if (scatters) return launch<T, 4>(args, sums, stream);
+  }
   const Geometry<A<T>> g(p);
   const GradientLayout layout(p, args.grad_offset_mask_row, kChannels);
   const auto* grad_output = static_cast<const T*>(args.grad_output);
   const auto* value = static_cast<const T*>(args.value);
   const auto* offset_mask = static_cast<const T*>(args.offset_mask);
   auto* grad_offset_mask = static_cast<T*>(args.grad_offset_mask);
-  const bool tiled = args.grad_value && fits_tiles<T>(p);
-  const bool scatters = args.grad_value && !tiled;
   for (int64_t first = 0; first < p.batch; first += kMostImages) {
     const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
     const T* grads = grad_output + first * p.grad_output.n;
