@@ -37,10 +37,23 @@ __global__ void __launch_bounds__(kGradientThreads) backward_any_window(
   A<T> grad[kChannels];
   load_floats<T, kChannels>(u.grads + u.lanes.index * kChannels, grad);
   u.zero_padding(layout);
+  // single additions of neighbouring lanes lie side by side where each lane's channels are as many apart as there are
+  // lanes
+  constexpr bool kSpreads = kChannels > 1 && !Sums::template adds_vectors<kChannels>();
+  const bool spreads = kSpreads && needs_value && u.lanes.vectors == u.lanes.count;
+  A<T> spread[kChannels];
+  if (spreads) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) spread[c] = to_opmath(u.grads[c * u.lanes.count + u.lanes.index]);
+  }
   record_gradient<T, kChannels>(g, u, grad, [&](int y, int x, int vector, A<T> factor) {
     if (!needs_value) return;
-    const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * sums.row + vector * kChannels;
-    sums.template add<kChannels>(target, grad, factor);
+    const int64_t target = own_image + static_cast<int64_t>(y * g.width + x) * sums.row;
+    if (spreads) {
+      sums.template add_spread<kChannels>(target + u.lanes.index, u.lanes.count, spread, factor);
+    } else {
+      sums.template add<kChannels>(target + vector * kChannels, grad, factor);
+    }
   });
 }
 

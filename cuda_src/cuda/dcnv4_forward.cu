@@ -34,7 +34,7 @@ __device__ void aggregate(
       Vector<T, kChannels> v;
       v.load(from);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) sum[c] += factor * to_opmath(v.element[c]);
+      for (int c = 0; c < kChannels; ++c) sum[c] += factor * v.opmath(c);
     };
     add(s.top && s.left, corner, m * (1 - s.ly) * (1 - s.lx));
     add(s.top && s.right, corner + g.value_w, m * (1 - s.ly) * s.lx);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
         Vector<T, kChannels> v;
         v.load(corner[n]);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(factors[n], to_opmath(v.element[c]), sum[c]);
+        for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(factors[n], v.opmath(c), sum[c]);
       }
     }
   }

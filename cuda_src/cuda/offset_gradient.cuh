@@ -93,7 +93,7 @@ __device__ __forceinline__ void load_floats(const T* from, typename Opmath<T>::t
   Vector<T, kChannels> v;
   v.load(from);
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) to[c] = to_opmath(v.element[c]);
+  for (int c = 0; c < kChannels; ++c) to[c] = v.opmath(c);
 }
 
 template <typename A>
@@ -125,7 +125,7 @@ __device__ __forceinline__ PointGradient<typename Opmath<T>::type> point_gradien
       Vector<T, kChannels> v;
       v.load(u.image + static_cast<int64_t>(y) * g.value_h + static_cast<int64_t>(x) * g.value_w + vector * kChannels);
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) dot[corner] += grad[c] * to_opmath(v.element[c]);
+      for (int c = 0; c < kChannels; ++c) dot[corner] += grad[c] * v.opmath(c);
       at_corner(y, x, vector, m * bilinear[corner]);
     }
 #pragma unroll
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
         Vector<T, kChannels> v;
         v.load(corner[n]);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) dot[n] = fmaf(grad[c], to_opmath(v.element[c]), dot[n]);
+        for (int c = 0; c < kChannels; ++c) dot[n] = fmaf(grad[c], v.opmath(c), dot[n]);
       }
       const Slope slope_x(axis_x, x), slope_y(axis_y, y);
       const float top = x.first * dot[0] + x.second * dot[1], bottom = x.first * dot[2] + x.second * dot[3];

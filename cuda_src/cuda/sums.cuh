@@ -21,10 +21,20 @@ struct FloatSums {
 
   __device__ __forceinline__ FloatSums prepared() const { return *this; }
 
+  // whether one instruction adds several neighbours
+  template <int kChannels>
+  static __device__ constexpr bool adds_vectors() {
+#if __CUDA_ARCH__ >= 900
+    return sizeof(Accumulator) == 4 && kChannels % 4 == 0;
+#else
+    return false;
+#endif
+  }
+
   template <int kChannels>
   __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
 #if __CUDA_ARCH__ >= 900
-    if constexpr (sizeof(Accumulator) == 4 && kChannels % 4 == 0) {
+    if constexpr (adds_vectors<kChannels>()) {
 #pragma unroll
       for (int c = 0; c < kChannels; c += 4) {
         atomicAdd(
@@ -37,6 +47,14 @@ struct FloatSums {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) atomicAdd(sums + index + c, factor * grad[c]);
     }
+  }
+
+  // the same for sums `step` apart
+  template <int kChannels>
+  __device__ __forceinline__ void add_spread(
+      int64_t index, int step, const Accumulator (&grad)[kChannels], Accumulator factor) const {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) atomicAdd(sums + index + c * step, factor * grad[c]);
   }
 
   // a sum of each lane that has one, by a whole warp
@@ -111,6 +129,28 @@ struct FixedPointSums {
         atomicAdd(sums + index + c, in_units(contribution));
       } else {
         atomicMax(reinterpret_cast<long long*>(sums + index + c), kNotFinite);
+      }
+    }
+  }
+
+  template <int kChannels>
+  static __device__ constexpr bool adds_vectors() {
+    return false;
+  }
+
+  template <int kChannels>
+  __device__ __forceinline__ void add_spread(
+      int64_t index, int step, const Accumulator (&grad)[kChannels], Accumulator factor) const {
+    bool finite = true;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) finite &= isfinite(factor * grad[c]);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      if (finite) {
+        atomicAdd(sums + index + c * step, in_units(factor * grad[c]));
+      } else {
+        const Accumulator one[1] = {grad[c]};
+        add<1>(index + c * step, one, factor);
       }
     }
   }

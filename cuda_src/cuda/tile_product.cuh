@@ -90,7 +90,7 @@ template <typename T, int kChannels>
 __device__ __forceinline__ bool all_finite(const Vector<T, kChannels>& v) {
   float probe = 0.f;
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) probe = fmaf(to_opmath(v.element[c]), 0.f, probe);
+  for (int c = 0; c < kChannels; ++c) probe = fmaf(v.opmath(c), 0.f, probe);
   return probe == 0.f;
 }
 

@@ -38,13 +38,18 @@ struct Tiling {
   Strides grad_output;
   Divider by_groups, by_columns, by_side, by_points;
 
-  // whether most corners of a tile fall into its region
+  // the largest whose corners fall into the region with offsets of up to two pixels
   static int side_for(const Problem& p) {
+    constexpr int kOffset = 2;
     const Window& w = p.window;
-    if ((w.kernel_h - 1) * w.dilation_h > 4 || (w.kernel_w - 1) * w.dilation_w > 4) return 0;
+    const auto fits = [](int side, int stride, int kernel, int dilation) {
+      const int64_t centers = int64_t{side - 1} * stride + 1, reach = int64_t{kernel - 1} * dilation;
+      return centers + reach + 2 * kOffset <= kRegion;
+    };
     for (const int side : {8, 4}) {
-      const int reach = (side - 1) * (w.stride_h > w.stride_w ? w.stride_h : w.stride_w) + 1;
-      if (reach <= kRegion / 2 && side * side * p.points <= kMostSamples) return side;
+      if (fits(side, w.stride_h, w.kernel_h, w.dilation_h) && fits(side, w.stride_w, w.kernel_w, w.dilation_w) &&
+          side * side * p.points <= kMostSamples)
+        return side;
     }
     return 0;
   }
@@ -240,7 +245,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
           v.copy(rows + (p.pixel * vectors + vector) * kChannels);
           float grad[kChannels];
 #pragma unroll
-          for (int e = 0; e < kChannels; ++e) grad[e] = to_opmath(v.element[e]);
+          for (int e = 0; e < kChannels; ++e) grad[e] = v.opmath(e);
           sums.template add<kChannels>(own_image + pixel * sums.row + vector * kChannels, grad, corner.weight[c]);
         }
       }
@@ -297,7 +302,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) sum_tiles(
       Vector<T, kChannels> v;
       v.copy(rows + (corner.pixel * vectors + vector) * kChannels);
 #pragma unroll
-      for (int e = 0; e < kChannels; ++e) sum[e] = fmaf(corner.weight, to_opmath(v.element[e]), sum[e]);
+      for (int e = 0; e < kChannels; ++e) sum[e] = fmaf(corner.weight, v.opmath(e), sum[e]);
     }
     const int64_t pixel = static_cast<int64_t>(region_y + target / kRegion) * g.width + region_x + target % kRegion;
     sums.add_whole_warp(own_image + pixel * sums.row + vector * kChannels, sum, begin < end);

@@ -41,6 +41,19 @@ __device__ __forceinline__ __nv_bfloat16 from_opmath<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+// one of two neighbours in a word; the compiler knows which
+template <typename T>
+__device__ __forceinline__ float half_of(uint32_t pair, bool upper);
+template <>
+__device__ __forceinline__ float half_of<__half>(uint32_t pair, bool upper) {
+  const __half2 both = *reinterpret_cast<const __half2*>(&pair);
+  return upper ? __high2float(both) : __low2float(both);
+}
+template <>
+__device__ __forceinline__ float half_of<__nv_bfloat16>(uint32_t pair, bool upper) {
+  return __uint_as_float(upper ? pair & 0xffff0000u : pair << 16);
+}
+
 // the largest power of two up to 16 bytes that divides a vector of `bytes`
 __host__ __device__ constexpr int piece_bytes(int bytes) {
   return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : 2;
@@ -75,6 +88,13 @@ union Vector {
   T element[size];
   Type piece[kPieces];
 
+  __device__ __forceinline__ typename Opmath<T>::type opmath(int i) const {
+    if constexpr (sizeof(T) == 2 && size % 2 == 0) {
+      return half_of<T>(reinterpret_cast<const uint32_t*>(piece)[i / 2], i % 2);
+    } else {
+      return to_opmath(element[i]);
+    }
+  }
   __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) piece[i] = __ldg(reinterpret_cast<const Type*>(from) + i);

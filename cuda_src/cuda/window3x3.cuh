@@ -37,10 +37,7 @@ struct PackedRecord3x3 {
     for (int i = 0; i < 13; ++i) word[i] = __funnelshift_r(word[i], word[i + 1], shift);
     word[13] >>= shift;
   }
-  __device__ __forceinline__ float operator[](int i) const {
-    const unsigned short bits = i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xffff;
-    return to_opmath(*reinterpret_cast<const T*>(&bits));
-  }
+  __device__ __forceinline__ float operator[](int i) const { return half_of<T>(word[i / 2], i % 2); }
 };
 template <>
 struct Record3x3<__half> : PackedRecord3x3<__half> {

@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from yolo_dcnv4.ops import dcnv4
+
 from .oracles import Geometry, torchvision_gradients
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
+# those that GPUs are fast in
+SHORT = [torch.float32, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # distance in pixels that keeps rounding from flipping floor()
 OFF_GRID = 0.01
@@ -392,3 +396,17 @@ def run(op: Callable[..., Tensor], inputs: Inputs, geometry: Geometry) -> tuple[
         assert grad.dtype == leaf.dtype
         assert grad.shape == leaf.shape
     return out.detach(), *grads
+
+
+def assert_like_the_cpu(inputs: Inputs, geometry: Geometry, dtype: torch.dtype) -> None:
+    """Assert that the operator gives what it does on the CPU in float32, infinite and NaN where that is."""
+    results = run(dcnv4, inputs, geometry)
+    on_cpu = run(dcnv4, Inputs(*(t.cpu().float() for t in inputs)), geometry)
+    for name, result, expected in zip(("output", "value", "offset_mask"), results, on_cpu, strict=True):
+        # what float32 holds and the dtype does not is infinite
+        expected = expected.to(dtype).double()
+        result = result.cpu().double()
+        finite = expected.isfinite()
+        assert torch.equal(result.isfinite(), finite), name
+        assert finite.any(), name
+        assert relative_error(result[finite], expected[finite]) < TOLERANCE[dtype], name

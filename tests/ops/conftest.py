@@ -38,3 +38,10 @@ def deterministic():
     yield
     torch.use_deterministic_algorithms(before, warn_only=warn_only)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(params=[False, True], ids=["default", "deterministic"])
+def both_ways(request):
+    """With and without deterministic algorithms."""
+    if request.param:
+        request.getfixturevalue("deterministic")

@@ -15,19 +15,10 @@ from torch import Tensor
 
 from yolo_dcnv4.ops import dcnv4
 
-from .cases import TOLERANCE, Case, Inputs, assert_close, relative_error, run
+from .cases import SHORT, TOLERANCE, Case, Inputs, assert_close, assert_like_the_cpu, relative_error, run
 from .oracles import Geometry, torchvision_gradients
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
-
-SHORT = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(params=[False, True], ids=["default", "deterministic"], autouse=True)
-def both_ways(request):
-    """With and without deterministic algorithms."""
-    if request.param:
-        request.getfixturevalue("deterministic")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled", "both_ways")]
 
 
 def case(depth: int = 16, size: tuple[int, int] = (21, 19), n: int = 2, **extra) -> Case:
@@ -143,19 +134,6 @@ def test_one_heavy_weight_leaves_the_others_exact(dtype):
         assert relative_error(grad[:, :, columns], expected[:, :, columns]) < TOLERANCE[dtype]
 
 
-def _assert_like_the_cpu(inputs: Inputs, geometry: Geometry, dtype: torch.dtype) -> None:
-    results = run(dcnv4, inputs, geometry)
-    on_cpu = run(dcnv4, Inputs(*(t.cpu().float() for t in inputs)), geometry)
-    for name, result, expected in zip(("output", "value", "offset_mask"), results, on_cpu, strict=True):
-        # what float32 holds and the dtype does not is infinite
-        expected = expected.to(dtype).double()
-        result = result.cpu().double()
-        finite = expected.isfinite()
-        assert torch.equal(result.isfinite(), finite), name
-        assert finite.any(), name
-        assert relative_error(result[finite], expected[finite]) < TOLERANCE[dtype], name
-
-
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1.0, -3.0, 0.5])
 def test_points_on_the_grid(dtype, offset):
@@ -163,7 +141,7 @@ def test_points_on_the_grid(dtype, offset):
     chosen = case(size=(17, 18), padding_rows=0)
     inputs = chosen.inputs(dtype, "cuda")
     inputs.offset_mask.unflatten(-1, (3, 27))[..., :18] = offset
-    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+    assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -176,7 +154,7 @@ def test_points_on_the_grid_next_to_others(dtype, bad, size):
     inputs.offset_mask.unflatten(-1, (3, 27))[:, : size[0] // 2, :, :, :18] = 0.0
     inputs.offset_mask.unflatten(-1, (3, 27))[:, -1, -1, :, 3] = 0.25
     inputs.value[0, 2, 3, 4] = inputs.value[1, -1, -1, -1] = bad
-    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+    assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -188,7 +166,7 @@ def test_gradients_that_are_not_finite(dtype, bad, small):
     inputs = chosen.inputs(dtype, "cuda")
     inputs.grad[0, 3, 4, 5] = bad
     inputs.grad[1, -1, -1, -1] = bad
-    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+    assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -204,7 +182,7 @@ def test_inputs_that_are_not_finite(dtype, bad, where, small):
         weights(inputs, chosen.geometry.groups)[0, 9, 9, 1, 4] = bad
     else:
         inputs.offset_mask[1, 2, 3, 27 * 2 + 5] = bad
-    _assert_like_the_cpu(inputs, chosen.geometry, dtype)
+    assert_like_the_cpu(inputs, chosen.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

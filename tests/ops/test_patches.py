@@ -1,0 +1,46 @@
+"""How the forward kernel of 3 x 3 windows shares pixels and channels out among its blocks, whole patches or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from yolo_dcnv4.ops import dcnv4
+
+from .cases import SHORT, TOLERANCE, Case, relative_error
+from .oracles import Geometry, torchvision_oracle
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
+
+
+def _assert_right(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype, "cuda")
+    with torch.no_grad():
+        out = dcnv4(inputs.value, inputs.offset_mask, **case.geometry.keywords)
+        expected = torchvision_oracle(inputs.value, inputs.offset_mask, case.geometry)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (37, 1), (2, 3), (4, 4), (5, 6), (13, 14), (3, 130)], ids=str)
+@pytest.mark.parametrize("n", [1, 64])
+def test_sizes(dtype, size, n):
+    """Edges within a patch, and few blocks or many."""
+    # float32 with smaller dilations has a kernel of its own
+    _assert_right(Case("sizes", n, size, 16, Geometry(3, dilation=(3, 3), padding=(3, 3))), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize(
+    ("groups", "depth"),
+    [(5, 16), (10, 16), (11, 16), (17, 8), (33, 16), (131, 16), (1, 256), (3, 24), (7, 24), (2, 520), (257, 8)],
+)
+def test_widths(dtype, groups, depth):
+    """Numbers of vectors with and without a divisor that makes a good slice."""
+    _assert_right(Case("widths", 2, (9, 10), depth, Geometry(groups, dilation=(3, 3), padding=(3, 3))), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("extra", [{"stride": (2, 1)}, {"scale": 0.5}, {"softmax": True}, {"padding": (0, 5)}], ids=str)
+def test_windows(dtype, extra):
+    _assert_right(Case("windows", 2, (13, 15), 16, Geometry(10, **extra)), dtype)
