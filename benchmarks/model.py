@@ -4,13 +4,12 @@
 
 Inference in float16 at batch 1 and 16, fused, as PyTorch runs it, as a CUDA graph and compiled; a training step
 (forward, loss, backward, optimizer) with AMP at batch 16, deterministic and not, and its peak memory. Milliseconds,
-medians.
+medians. The models of a scale take turns, so that a CPU that is busier for a while slows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import statistics
 import sys
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from report import plot, save, table
-from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
@@ -29,30 +27,36 @@ from yolo_dcnv4.ops import backend
 VARIANTS = {"plain": "yolov8{}.yaml", "backbone": "yolov8{}-dcnv4-backbone.yaml", "neck": "yolov8{}-dcnv4-neck.yaml"}
 
 
-def milliseconds(function: Callable[[], Any], repetitions: int) -> float:
-    """Return the median time between two events around the function, after a warm-up."""
-    for _ in range(3):
-        function()
-    times = []
+Step = Callable[[], Any]
+
+
+def milliseconds(steps: dict[str, Step], repetitions: int) -> dict[str, float]:
+    """Return each step's median time between two events around it, all steps called in turns, after a warm-up."""
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        function()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+        for name, step in steps.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {name: statistics.median(measured) for name, measured in times.items()}
 
 
 def build(name: str) -> DetectionModel:
     """Return a model with 80 classes and ultralytics' default settings, on the GPU."""
+    torch.manual_seed(0)
     model = DetectionModel(name, verbose=False).cuda()
     model.args = get_cfg()
     return model
 
 
-def graphed(function: Callable[[], Any]) -> Callable[[], None]:
+def graphed(function: Step) -> Step:
     """Return the replay of a CUDA graph of the function."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -66,28 +70,34 @@ def graphed(function: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def inference(model: nn.Module, batch: int, imgsz: int, repetitions: int, compiled: bool) -> dict[str, float]:
-    """Return milliseconds of a forward pass in float16, without what does not run here."""
-    model = copy.deepcopy(model).eval()
-    model.fuse(verbose=False)
+def inference(model: DetectionModel, batch: int, imgsz: int, compiled: bool) -> dict[str, Step]:
+    """Return the ways to run a forward pass in float16, without those that do not work here."""
+    model.eval().fuse(verbose=False)
     model = model.half().to(memory_format=torch.channels_last)
     images = torch.rand(batch, 3, imgsz, imgsz, device="cuda").half().to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        ways = {"inference": lambda: lambda: model(images), "graph": lambda: graphed(lambda: model(images))}
-        if compiled:
-            ways["compile"] = lambda: functools.partial(torch.compile(model), images)
-        found = {}
-        for name, prepare in ways.items():
-            try:
-                found[f"{name} b{batch}"] = milliseconds(prepare(), repetitions)
-            except RuntimeError as error:
-                print(f"    {name} does not run: {str(error).splitlines()[0]}", file=sys.stderr)
-    return found
+
+    def forward(run: Callable[[Any], Any] = model) -> None:
+        with torch.no_grad():
+            run(images)
+
+    ways: dict[str, Callable[[], Step]] = {"inference": lambda: forward, "graph": lambda: graphed(forward)}
+    if compiled:
+        ways["compile"] = lambda: functools.partial(forward, torch.compile(model))
+    working = {}
+    for name, prepare in ways.items():
+        try:
+            step = prepare()
+            step()
+        except RuntimeError as error:
+            print(f"    {name} does not run: {str(error).splitlines()[0]}", file=sys.stderr)
+        else:
+            working[f"{name} b{batch}"] = step
+    return working
 
 
-def training(model: DetectionModel, batch: int, imgsz: int, repetitions: int) -> dict[str, float]:
-    """Return milliseconds of an AMP training step, deterministic and not, and its peak memory in GB."""
-    model = copy.deepcopy(model).train()
+def training_step(model: DetectionModel, batch: int, imgsz: int) -> Step:
+    """Return an AMP training step."""
+    model.train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -108,12 +118,53 @@ def training(model: DetectionModel, batch: int, imgsz: int, repetitions: int) ->
         scaler.update()
         optimizer.zero_grad()
 
+    return step
+
+
+def peak_gigabytes(prepare: Callable[[], Step]) -> tuple[Step, float]:
+    """Return the step that `prepare` makes, and the memory that it and what it keeps need."""
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    found = {"training": milliseconds(step, repetitions), "peak GB": torch.cuda.max_memory_allocated() / 1e9}
+    step = prepare()
+    for _ in range(3):
+        step()
+    return step, (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def measure_scale(scale: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each model of a scale."""
+    names = [pattern.format(scale) for pattern in VARIANTS.values()]
+    rows: dict[str, dict[str, Any]] = {name: {"model": name} for name in names}
+    forwards: dict[str, dict[str, Step]] = {}
+    trainings: dict[str, Step] = {}
+    peaks: dict[str, float] = {}
+    for name in names:
+        print(name, file=sys.stderr, flush=True)
+        for batch in (1, settings.batch):
+            for way, step in inference(build(name), batch, settings.imgsz, not settings.no_compile).items():
+                forwards.setdefault(way, {})[name] = step
+        trainings[name], peaks[name] = peak_gigabytes(
+            lambda name=name: training_step(build(name), settings.batch, settings.imgsz)
+        )
+
+    def enter(way: str, steps: dict[str, Step]) -> None:
+        print(f"    {way}", file=sys.stderr, flush=True)
+        for name, time in milliseconds(steps, settings.repetitions).items():
+            rows[name][way] = time
+
+    for way, steps in forwards.items():
+        enter(way, steps)
+    enter("training", trainings)
+    for name, peak in peaks.items():
+        rows[name]["peak GB"] = peak
     torch.use_deterministic_algorithms(True, warn_only=True)
-    found["training, deterministic"] = milliseconds(step, repetitions)
+    enter("training, deterministic", trainings)
     torch.use_deterministic_algorithms(False)
-    return found
+
+    plain, *variants = rows.values()
+    for row in variants:
+        row["times plain"] = {key: row[key] / plain[key] for key in plain if key != "model" and key in row}
+    return list(rows.values())
 
 
 def draw(target: str, rows: list[dict[str, Any]]) -> None:
@@ -140,27 +191,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     rows: list[dict[str, Any]] = []
     for scale in settings.scales.split(","):
-        plain: dict[str, Any] = {}
-        for variant, pattern in VARIANTS.items():
-            name = pattern.format(scale)
-            print(name, file=sys.stderr, flush=True)
-            torch.manual_seed(0)
-            model = build(name)
-            row: dict[str, Any] = {"model": name}
-            for batch in (1, settings.batch):
-                row |= inference(model, batch, settings.imgsz, settings.repetitions, not settings.no_compile)
-            row |= training(model, settings.batch, settings.imgsz, settings.repetitions)
-            if variant == "plain":
-                plain = row
-            else:
-                row["times plain"] = {key: row[key] / plain[key] for key in plain if key != "model" and key in row}
-            rows.append(row)
-            # a run that is cut off keeps what it has measured
-            if settings.json:
-                save(settings.json, rows, imgsz=settings.imgsz)
-            del model
-            torch.cuda.empty_cache()
-    columns = [key for key in rows[0] if key != "model"]
+        rows += measure_scale(scale, settings)
+        # a run that is cut off keeps what it has measured
+        if settings.json:
+            save(settings.json, rows, imgsz=settings.imgsz)
+        torch.cuda.empty_cache()
+    columns = [key for key in rows[0] if key not in ("model", "times plain")]
     print(table(rows, ["model", *columns]))
     print("Times the plain model's:")
     relative = [{"model": row["model"], **row["times plain"]} for row in rows if "times plain" in row]
