@@ -15,8 +15,8 @@ from typing import Any
 from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
-OPERATOR = RESULTS / "2026-11-26-h100-torch2.11-op.json"
-MODEL = RESULTS / "2026-11-21-h200-torch2.11-model.json"
+OPERATOR = RESULTS / "2026-11-27-h100-torch2.11-op.json"
+MODEL = RESULTS / "2026-11-27-h100-torch2.11-model.json"
 CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 TWO_GPUS = RESULTS / "2026-11-21-2xh200-torch2.11-ddp.json"
