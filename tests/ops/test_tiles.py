@@ -88,6 +88,10 @@ def test_one_gradient_alone(dtype, small, which):
         Geometry(2, dilation=(1, 2), padding=(0, 3)),
         Geometry(2, padding=(0, 0)),
         Geometry(2, padding=(2, 2), scale=1.7),
+        # these are sorted, in smaller tiles
+        Geometry(2, dilation=(3, 4), padding=(3, 4)),
+        Geometry(2, stride=(3, 2)),
+        Geometry(2, (5, 5), dilation=(2, 1), padding=(4, 2)),
     ],
     ids=str,
 )
