@@ -1,5 +1,7 @@
 #include <math.h>
 
+#include <algorithm>
+
 #include "dispatch.cuh"
 #include "launch.h"
 #include "patches.cuh"
@@ -137,35 +139,41 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
     if (staged_features_pay(architecture()) && fits_tile_forward(p)) return launch_tile_forward(args, stream);
   }
   const Geometry<A<T>> g(p);
+  // calls start(value, offset_mask, out, images) for as many images at once as a grid holds
+  const auto for_images = [&](const auto& start) {
+    const T* value = static_cast<const T*>(args.value);
+    const T* offset_mask = static_cast<const T*>(args.offset_mask);
+    T* out = static_cast<T*>(args.out);
+    for (int64_t first = 0; first < p.batch; first += kMostImages) {
+      start(
+          value + first * p.value.n, offset_mask + first * p.offset_mask.n, out + first * p.out_pixels() * p.channels(),
+          static_cast<unsigned>(std::min(p.batch - first, kMostImages)));
+    }
+    return cudaGetLastError();
+  };
+  if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
+    if (fits_3x3(p, sizeof(T))) {
+      const Patches patches(p, kChannels);
+      const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
+      const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
+      if (patches.fit(p)) {
+        return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
+          forward_3x3<T, kChannels><<<patches.grid(images), patches.block(), 0, stream>>>(
+              g, patches, axis_y, axis_x, value, offset_mask, out);
+        });
+      }
+    }
+  }
   Layout layout;
   layout.vectors = static_cast<int>(p.channels() / kChannels);
   layout.units = static_cast<int>(p.out_pixels() * layout.vectors);
   layout.row = 3 * static_cast<int64_t>(p.points);
   layout.by_vectors = Divider(layout.vectors);
   layout.by_lanes = Divider(p.group_width / kChannels);
-  const T* value = static_cast<const T*>(args.value);
-  const T* offset_mask = static_cast<const T*>(args.offset_mask);
-  T* out = static_cast<T*>(args.out);
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
-    const T* v = value + first * p.value.n;
-    const T* o = offset_mask + first * p.offset_mask.n;
-    T* result = out + first * p.out_pixels() * p.channels();
-    if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
-      if (fits_3x3(p, sizeof(T))) {
-        const Patches patches(p, kChannels);
-        if (patches.fit(p)) {
-          forward_3x3<T, kChannels><<<patches.grid(images), patches.block(), 0, stream>>>(
-              g, patches, make_axis(p.height, p.value.h * sizeof(T)), make_axis(p.width, p.value.w * sizeof(T)), v, o,
-              result);
-          continue;
-        }
-      }
-    }
-    const dim3 grid((layout.units + kThreads - 1) / kThreads, static_cast<unsigned>(images));
-    forward_any_window<T, kChannels><<<grid, kThreads, 0, stream>>>(g, layout, v, o, result);
-  }
-  return cudaGetLastError();
+  return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
+    const dim3 grid((layout.units + kThreads - 1) / kThreads, images);
+    forward_any_window<T, kChannels><<<grid, kThreads, 0, stream>>>(g, layout, value, offset_mask, out);
+  });
 }
 
 }  // namespace

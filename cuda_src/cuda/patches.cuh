@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kPatchThreads = 256;
 constexpr int kPatchBlocks = 4;                                // on a multiprocessor: up to 64 registers a thread
-constexpr int kPatchSide = 4;                                  // pixels
+constexpr int kMostSideBits = 2;                               // of a patch of 4 x 4 pixels
 constexpr int kMostSliceVectors = 16, kLeastSliceVectors = 8;  // a cache line has eight
 
 // A strip is a row of patches; its blocks follow each other through them, and the last may reach beyond the edge.
@@ -30,7 +30,7 @@ struct Patches {
 
   Patches(const Problem& p, int channels);
   bool fit(const Problem& p) const;
-  dim3 grid(int64_t images) const { return dim3(strip_blocks * strips, slices, static_cast<unsigned>(images)); }
+  dim3 grid(unsigned images) const { return dim3(strip_blocks * strips, slices, images); }
   dim3 block() const { return dim3(vectors, pixels); }
 };
 
@@ -38,8 +38,7 @@ int rounded_up(int n, int bits) { return parts_of(n, 1 << bits) << bits; }
 
 // log2 of the largest side of a patch that leaves little beyond the edge
 int side_bits(int length) {
-  int bits = 0;
-  while (2 << bits <= kPatchSide) ++bits;
+  int bits = kMostSideBits;
   while (bits > 0 && rounded_up(length, bits) > length * 1.15) --bits;
   return bits;
 }

@@ -33,7 +33,6 @@ struct FloatSums {
 
   template <int kChannels>
   __device__ __forceinline__ void add(int64_t index, const Accumulator (&grad)[kChannels], Accumulator factor) const {
-#if __CUDA_ARCH__ >= 900
     if constexpr (adds_vectors<kChannels>()) {
 #pragma unroll
       for (int c = 0; c < kChannels; c += 4) {
@@ -41,9 +40,7 @@ struct FloatSums {
             reinterpret_cast<float4*>(sums + index + c),
             make_float4(factor * grad[c], factor * grad[c + 1], factor * grad[c + 2], factor * grad[c + 3]));
       }
-    } else
-#endif
-    {
+    } else {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) atomicAdd(sums + index + c, factor * grad[c]);
     }
