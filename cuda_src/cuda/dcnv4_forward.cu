@@ -6,6 +6,7 @@
 #include "launch.h"
 #include "patches.cuh"
 #include "sampling.cuh"
+#include "surroundings.cuh"
 #include "tile_forward.h"
 #include "tuning.h"
 #include "window3x3.cuh"
@@ -81,9 +82,11 @@ __global__ void __launch_bounds__(kThreads) forward_any_window(
 
 template <typename T, int kChannels>
 __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
-    const Geometry<float> g, const Patches patches, const Axis axis_y, const Axis axis_x, const T* __restrict__ value,
-    const T* __restrict__ offset_mask, T* __restrict__ out) {
+    const Geometry<float> g, const Patches patches, const Surroundings surroundings, const Axis axis_y,
+    const Axis axis_x, const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ out) {
   const PatchPlace place(patches);
+  const T* image = value + blockIdx.z * g.value_n;
+  surroundings.fetch<T, kChannels>(g, patches, place, image);
   if (!place.exists(patches)) return;
   const Position<float> at(g, place.out_y, place.out_x);
   const T* entries = offset_mask + blockIdx.z * g.offset_n + place.record(patches);
@@ -98,7 +101,6 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  const T* image = value + blockIdx.z * g.value_n;
   const Corners<T> corners(g, axis_y, axis_x, image, place.vector * kChannels);
   const Lines columns(at.center_x, static_cast<float>(g.dilation_w), g.scale);
   const Lines rows(at.center_y, static_cast<float>(g.dilation_h), g.scale);
@@ -154,12 +156,14 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
     if (fits_3x3(p, sizeof(T))) {
       const Patches patches(p, kChannels);
+      Surroundings surroundings(p, patches);
+      if (!fetching_ahead_pays(p.dtype, architecture())) surroundings.columns = 0;
       const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
       const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
       if (patches.fit(p)) {
         return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
           forward_3x3<T, kChannels><<<patches.grid(images), patches.block(), 0, stream>>>(
-              g, patches, axis_y, axis_x, value, offset_mask, out);
+              g, patches, surroundings, axis_y, axis_x, value, offset_mask, out);
         });
       }
     }

@@ -93,12 +93,14 @@ bool Patches::fit(const Problem& p) const {
 
 // a thread's share: one vector of channels of one output pixel
 struct PatchPlace {
+  int strip, first;  // the block's strip, and its first pixel there
   int out_y, out_x;
   int vector;  // of the pixel's
 
   __device__ __forceinline__ explicit PatchPlace(const Patches& patches) {
-    const unsigned strip = patches.by_strip_blocks.quotient(blockIdx.x);
-    const unsigned pixel = (blockIdx.x - strip * patches.strip_blocks) * patches.pixels + threadIdx.y;
+    strip = patches.by_strip_blocks.quotient(blockIdx.x);
+    first = (blockIdx.x - strip * patches.strip_blocks) * patches.pixels;
+    const unsigned pixel = first + threadIdx.y;
     const unsigned upper = pixel >> patches.column_bits;
     out_x = ((upper >> patches.row_bits) << patches.column_bits) + (pixel & patches.column_mask);
     out_y = (strip << patches.row_bits) + (upper & patches.row_mask);

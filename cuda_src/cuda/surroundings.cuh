@@ -1,0 +1,59 @@
+// The input around a block's patches, on its way to L1 before the records have come that say where points lie: most of
+// what is gathered later is there already.
+#pragma once
+
+#include <algorithm>
+
+#include "patches.cuh"
+
+namespace yolo_dcnv4 {
+namespace {
+
+constexpr int kMargin = 1;    // pixels around the window's points
+constexpr int kMostRows = 8;  // those of a 3 x 3 window with stride and dilation 1; more have not been measured
+
+struct Surroundings {
+  int columns, rows;  // of a block; no columns: nothing is fetched
+  int left, top;      // of the first, from the place in the input of the block's first output pixel
+
+  Surroundings(const Problem& p, const Patches& patches) {
+    const Window& window = p.window;
+    const int block_patches = parts_of(patches.pixels, 1 << (patches.row_bits + patches.column_bits));
+    const auto length = [](int outputs, int stride, int dilation, int kernel) {
+      return (outputs - 1) * stride + 1 + dilation * (kernel - 1) + 2 * kMargin;
+    };
+    columns = length(block_patches << patches.column_bits, window.stride_w, window.dilation_w, window.kernel_w);
+    rows = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
+    left = -window.pad_w - kMargin;
+    top = -window.pad_h - kMargin;
+    if (rows > kMostRows) columns = 0;
+  }
+
+  // A thread takes a 32-byte sector of a column's pixels, together with its neighbour those of two columns; the fewer
+  // threads, the less there is to compute. What is copied is never read.
+  template <typename T, int kChannels>
+  __device__ __forceinline__ void fetch(
+      const Geometry<float>& g, const Patches& patches, const PatchPlace& place, const T* image) const {
+#if __CUDA_ARCH__ >= 800
+    const int odd = threadIdx.x % 2, column = 2 * threadIdx.y + odd;
+    if (column >= columns) return;
+    const int first_x = (place.first >> (patches.row_bits + patches.column_bits)) << patches.column_bits;
+    const int x = min(max(first_x * g.stride_w + left + column, 0), g.width - 1);
+    const int y = (place.strip << patches.row_bits) * g.stride_h + top;
+    const int begin = max(y, 0), end = min(y + rows, g.height);
+    const T* from = image + int64_t{begin} * g.value_h + int64_t{x} * g.value_w + (place.vector - odd) * kChannels;
+    __shared__ int unread[kPatchThreads];
+    uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(unread + threadIdx.y * patches.vectors + threadIdx.x));
+    // hides where it comes from, or it is computed anew in each turn
+    asm volatile("" : "+r"(to));
+#pragma unroll 4
+    for (int i = end - begin; i > 0; --i) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
+      from += g.value_h;
+    }
+#endif
+  }
+};
+
+}  // namespace
+}  // namespace yolo_dcnv4
