@@ -87,7 +87,10 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
   const PatchPlace place(patches);
   const T* image = value + blockIdx.z * g.value_n;
   surroundings.fetch<T, kChannels>(g, patches, place, image);
-  if (!place.exists(patches)) return;
+  if (!place.exists(patches)) {
+    Surroundings::wait();
+    return;
+  }
   const Position<float> at(g, place.out_y, place.out_x);
   const T* entries = offset_mask + blockIdx.z * g.offset_n + place.record(patches);
   const Record3x3<T> record(entries);
@@ -132,6 +135,7 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
   for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
   if (probe != 0.f) aggregate<T, kChannels>(g, at, image + place.vector * kChannels, entries, sum);
   write<T, kChannels>(sum, out + blockIdx.z * patches.out_n + place.output(patches) * kChannels);
+  Surroundings::wait();
 }
 
 template <typename T, int kChannels>

@@ -9,8 +9,9 @@
 namespace yolo_dcnv4 {
 namespace {
 
-constexpr int kMargin = 1;    // pixels around the window's points
-constexpr int kMostRows = 8;  // those of a 3 x 3 window with stride and dilation 1; more have not been measured
+constexpr int kMargin = 1;          // pixels around the window's points
+constexpr int kMostRows = 8;        // those of a 3 x 3 window with stride and dilation 1; more have not been measured
+constexpr int kMostFetching = 128;  // threads, where a slice has up to 32 vectors
 
 struct Surroundings {
   int columns, rows;  // of a block; no columns: nothing is fetched
@@ -26,7 +27,7 @@ struct Surroundings {
     rows = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
     left = -window.pad_w - kMargin;
     top = -window.pad_h - kMargin;
-    if (rows > kMostRows) columns = 0;
+    if (rows > kMostRows || (columns + 1) / 2 * patches.vectors > kMostFetching) columns = 0;
   }
 
   // A thread takes a 32-byte sector of a column's pixels, together with its neighbour those of two columns; the fewer
@@ -42,15 +43,25 @@ struct Surroundings {
     const int y = (place.strip << patches.row_bits) * g.stride_h + top;
     const int begin = max(y, 0), end = min(y + rows, g.height);
     const T* from = image + int64_t{begin} * g.value_h + int64_t{x} * g.value_w + (place.vector - odd) * kChannels;
-    __shared__ int unread[kPatchThreads];
-    uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(unread + threadIdx.y * patches.vectors + threadIdx.x));
+    // each copy has a place of its own, as they may arrive in any order
+    __shared__ int unread[kMostRows][kMostFetching];
+    uint32_t to =
+        static_cast<uint32_t>(__cvta_generic_to_shared(unread[0] + threadIdx.y * patches.vectors + threadIdx.x));
     // hides where it comes from, or it is computed anew in each turn
     asm volatile("" : "+r"(to));
 #pragma unroll 4
     for (int i = end - begin; i > 0; --i) {
       asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
+      to += sizeof(unread[0]);
       from += g.value_h;
     }
+#endif
+  }
+
+  // to be called before a thread ends: nothing may arrive where another block has its shared memory by then
+  __device__ __forceinline__ static void wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;");
 #endif
   }
 };
