@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
     const Axis axis_x, const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ out) {
   const PatchPlace place(patches);
   const T* image = value + blockIdx.z * g.value_n;
-  surroundings.fetch<T, kChannels>(g, patches, place, image);
+  if constexpr (sizeof(T) == 2) surroundings.fetch<T, kChannels>(g, patches, place, image);
   if (!place.exists(patches)) {
     Surroundings::wait();
     return;
@@ -161,7 +161,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
     if (fits_3x3(p, sizeof(T))) {
       const Patches patches(p, kChannels);
       Surroundings surroundings(p, patches);
-      if (!fetching_ahead_pays(p.dtype, architecture())) surroundings.columns = 0;
+      if (!fetching_ahead_pays(architecture())) surroundings.columns = 0;
       const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
       const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
       if (patches.fit(p)) {

@@ -20,14 +20,16 @@ struct Surroundings {
   Surroundings(const Problem& p, const Patches& patches) {
     const Window& window = p.window;
     const int block_patches = parts_of(patches.pixels, 1 << (patches.row_bits + patches.column_bits));
-    const auto length = [](int outputs, int stride, int dilation, int kernel) {
+    const auto length = [](int outputs, int64_t stride, int64_t dilation, int kernel) {
       return (outputs - 1) * stride + 1 + dilation * (kernel - 1) + 2 * kMargin;
     };
-    columns = length(block_patches << patches.column_bits, window.stride_w, window.dilation_w, window.kernel_w);
-    rows = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
+    const int64_t w = length(block_patches << patches.column_bits, window.stride_w, window.dilation_w, window.kernel_w);
+    const int64_t h = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
+    const bool fits = h <= kMostRows && (w + 1) / 2 * patches.vectors <= kMostFetching;
+    columns = fits ? static_cast<int>(w) : 0;
+    rows = fits ? static_cast<int>(h) : 0;
     left = -window.pad_w - kMargin;
     top = -window.pad_h - kMargin;
-    if (rows > kMostRows || (columns + 1) / 2 * patches.vectors > kMostFetching) columns = 0;
   }
 
   // A thread takes a 32-byte sector of a column's pixels, together with its neighbour those of two columns; the fewer
