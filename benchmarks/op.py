@@ -26,6 +26,8 @@ from report import geometric_mean, plot, save, table
 from torch import Tensor
 
 from yolo_dcnv4.ops import backend, dcnv4
+from yolo_dcnv4.ops.packed import dcnv4_packed
+from yolo_dcnv4.ops.window import window_of
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ def ours(m: Map, dtype: torch.dtype, spread: float = 1.0, softmax: bool = False)
     return Candidate(lambda: dcnv4(value, offset_mask, groups=m.groups, softmax=softmax), (value, offset_mask))
 
 
+def merged(m: Map, dtype: torch.dtype) -> Candidate:
+    """Our operator on rows that hold value and offset_mask of a pixel, as the layer's projection writes them."""
+    rows = torch.cat([t.detach() for t in inputs(m, dtype, 1.0)], dim=-1).requires_grad_()
+    window = window_of(3, 1, 1, 1)
+    return Candidate(lambda: dcnv4_packed(rows, channels=m.channels, groups=m.groups, window=window), (rows,))
+
+
 def rivals(m: Map, dtype: torch.dtype) -> dict[str, Candidate]:
     """What else a network could do with such a map: DCNv2, and plain convolutions."""
     value, offset_mask = inputs(m, dtype, 1.0)
@@ -232,6 +241,7 @@ def measure(m: Map, dtype: torch.dtype, published: Callable[..., Tensor] | None,
     if not wrong["output"] <= TOLERANCE[dtype]:
         raise SystemExit(f"wrong result on {m.name} in {dtype}: {wrong}")
     peaks = {"ours": peak_bytes(ours(m, dtype))}
+    times["ours, merged rows"] = time_both(merged(m, dtype), repetitions)
     times["ours, softmax (DCNv3)"] = time_both(ours(m, dtype, softmax=True), repetitions)
     torch.use_deterministic_algorithms(True, warn_only=True)
     times["ours, deterministic"] = time_both(ours(m, dtype), repetitions)
