@@ -160,8 +160,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
     if (fits_3x3(p, sizeof(T))) {
       const Patches patches(p, kChannels);
-      Surroundings surroundings(p, patches);
-      if (!fetching_ahead_pays(architecture())) surroundings.columns = 0;
+      const Surroundings surroundings(p, patches);
       const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
       const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
       if (patches.fit(p)) {

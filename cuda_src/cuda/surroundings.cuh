@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "patches.cuh"
+#include "tuning.h"
 
 namespace yolo_dcnv4 {
 namespace {
@@ -25,9 +26,10 @@ struct Surroundings {
     };
     const int64_t w = length(block_patches << patches.column_bits, window.stride_w, window.dilation_w, window.kernel_w);
     const int64_t h = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
-    const bool fits = h <= kMostRows && (w + 1) / 2 * patches.vectors <= kMostFetching;
-    columns = fits ? static_cast<int>(w) : 0;
-    rows = fits ? static_cast<int>(h) : 0;
+    const bool pays =
+        fetching_ahead_pays(architecture()) && h <= kMostRows && (w + 1) / 2 * patches.vectors <= kMostFetching;
+    columns = pays ? static_cast<int>(w) : 0;
+    rows = pays ? static_cast<int>(h) : 0;
     left = -window.pad_w - kMargin;
     top = -window.pad_h - kMargin;
   }
