@@ -241,7 +241,11 @@ def measure(m: Map, dtype: torch.dtype, published: Callable[..., Tensor] | None,
     if not wrong["output"] <= TOLERANCE[dtype]:
         raise SystemExit(f"wrong result on {m.name} in {dtype}: {wrong}")
     peaks = {"ours": peak_bytes(ours(m, dtype))}
-    times["ours, merged rows"] = time_both(merged(m, dtype), repetitions)
+    rows_of_both = merged(m, dtype)
+    difference = relative_error(rows_of_both.forward().detach(), ours(m, dtype).forward().detach().double())
+    if not difference <= TOLERANCE[dtype]:
+        raise SystemExit(f"wrong result on {m.name} in {dtype}, merged rows: {difference}")
+    times["ours, merged rows"] = time_both(rows_of_both, repetitions)
     times["ours, softmax (DCNv3)"] = time_both(ours(m, dtype, softmax=True), repetitions)
     torch.use_deterministic_algorithms(True, warn_only=True)
     times["ours, deterministic"] = time_both(ours(m, dtype), repetitions)

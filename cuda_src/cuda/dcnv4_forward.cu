@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "async_copy.cuh"
 #include "dispatch.cuh"
 #include "launch.h"
 #include "patches.cuh"
@@ -86,9 +87,10 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
     const Axis axis_x, const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ out) {
   const PatchPlace place(patches);
   const T* image = value + blockIdx.z * g.value_n;
-  if constexpr (sizeof(T) == 2) surroundings.fetch<T, kChannels>(g, patches, place, image);
+  constexpr bool kFetches = sizeof(T) == 2;
+  if constexpr (kFetches) surroundings.fetch<T, kChannels>(g, patches, place, image);
   if (!place.exists(patches)) {
-    Surroundings::wait();
+    if constexpr (kFetches) await_copies();
     return;
   }
   const Position<float> at(g, place.out_y, place.out_x);
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
   for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
   if (probe != 0.f) aggregate<T, kChannels>(g, at, image + place.vector * kChannels, entries, sum);
   write<T, kChannels>(sum, out + blockIdx.z * patches.out_n + place.output(patches) * kChannels);
-  Surroundings::wait();
+  if constexpr (kFetches) await_copies();
 }
 
 template <typename T, int kChannels>

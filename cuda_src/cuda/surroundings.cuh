@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "async_copy.cuh"
 #include "patches.cuh"
 #include "tuning.h"
 
@@ -35,11 +36,11 @@ struct Surroundings {
   }
 
   // A thread takes a 32-byte sector of a column's pixels, together with its neighbour those of two columns; the fewer
-  // threads, the less there is to compute. What is copied is never read.
+  // threads, the less there is to compute. Copies are to be awaited before a thread ends: none may arrive where another
+  // block has its shared memory by then.
   template <typename T, int kChannels>
   __device__ __forceinline__ void fetch(
       const Geometry<float>& g, const Patches& patches, const PatchPlace& place, const T* image) const {
-#if __CUDA_ARCH__ >= 800
     const int odd = threadIdx.x % 2, column = 2 * threadIdx.y + odd;
     if (column >= columns) return;
     const int first_x = (place.first >> (patches.row_bits + patches.column_bits)) << patches.column_bits;
@@ -55,18 +56,10 @@ struct Surroundings {
     asm volatile("" : "+r"(to));
 #pragma unroll 4
     for (int i = end - begin; i > 0; --i) {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
+      fetch_by_4_bytes(to, from);
       to += sizeof(unread[0]);
       from += g.value_h;
     }
-#endif
-  }
-
-  // to be called before a thread ends: nothing may arrive where another block has its shared memory by then
-  __device__ __forceinline__ static void wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;");
-#endif
   }
 };
 

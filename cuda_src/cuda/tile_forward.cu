@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "async_copy.cuh"
 #include "bulk_copy.h"
 #include "forward_tile.h"
 #include "sampling.cuh"
@@ -51,21 +52,6 @@ __device__ __forceinline__ void keep(float& v) { asm volatile("" : "+f"(v)); }
 template <typename T>
 __device__ __forceinline__ void keep(T*& v) {
   asm volatile("" : "+l"(v));
-}
-
-// of a pixel outside the image nothing is read, and zeros are written
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool exists) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
-#else
-  const float4 v = exists ? __ldg(reinterpret_cast<const float4*>(from)) : float4{};
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
-#endif
-}
-__device__ __forceinline__ void await_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
 }
 
 // shared memory by its 32-bit addresses

@@ -29,7 +29,7 @@ inline bool tile_products_pay(DType dtype, int architecture) {
 // Features staged for the forward pass in float32 need room for several blocks at once.
 inline bool staged_features_pay(int architecture) { return is_large(architecture); }
 
-// Copies that nobody waits for came with 8.0; measured on 9.0.
+// Copies that a thread does not wait for came with 8.0; measured on 9.0.
 inline bool fetching_ahead_pays(int architecture) { return architecture >= 80; }
 
 // Bulk copies need the engine that came with 9.0.
