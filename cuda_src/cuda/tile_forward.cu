@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "async_copy.cuh"
 #include "bulk_copy.h"
@@ -27,14 +28,16 @@ constexpr uint32_t kNoPixel = 0xffffffffu;
 
 struct ForwardLayout {
   int tile_h, tile_w, pixels, out_height;
-  int region_h, region_w;           // staged pixels
-  int reach;                        // of them on each side of the tile
+  int region_h, region_w;  // staged pixels
+  int reach;               // of them on each side of the tile
+  // of them those that points touch where no offset moves them: the first, rows, and 16-byte pieces of a row
+  int touched_y, touched_x, touched_h, touched_pieces;
   int copy_threads, copy_rows;      // threads that copy a row, rows that are copied at once
   int columns, parts, channels;     // tiles in a row; blocks a tile
   int slice_bytes, features_bytes;  // staged: a slice, all of them
   bool in_bulk;                     // whether the bulk tensor engine stages them
   int record_h, record_w;           // strides of offset_mask
-  Divider by_parts, by_columns, by_parts_a_group, by_tile_w, by_copy_threads;
+  Divider by_parts, by_columns, by_parts_a_group, by_tile_w, by_copy_threads, by_touched_pieces;
 };
 
 // Points of a warp's pixels, prepared. The lengths of rows keep what four pixels read in different banks. A read takes
@@ -263,15 +266,18 @@ __device__ __forceinline__ void stage_features(
   }
 }
 
-// whether this thread's share of what is staged is
+// whether this thread's share is of the staged pixels that points touch where no offset moves them
 template <int kSlices>
 __device__ __forceinline__ bool all_finite(const ForwardLayout& layout, uint32_t staged) {
-  const int bytes = layout.region_h * layout.region_w * kPixelBytes;
+  const int pieces = layout.touched_h * layout.touched_pieces;
+  staged += (layout.touched_y * layout.region_w + layout.touched_x) * kPixelBytes;
   float probe = 0.f;
+  for (int i = threadIdx.x; i < pieces; i += blockDim.x) {
+    const int row = layout.by_touched_pieces.quotient(i), piece = i - row * layout.touched_pieces;
 #pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice) {
-    for (int i = threadIdx.x * 16; i < bytes; i += blockDim.x * 16) {
-      const float4 v = load_floats(staged + slice * layout.slice_bytes + i);
+    for (int slice = 0; slice < kSlices; ++slice) {
+      const float4 v =
+          load_floats(staged + slice * layout.slice_bytes + row * layout.region_w * kPixelBytes + piece * 16);
       probe = fmaf(v.x, 0.f, fmaf(v.y, 0.f, fmaf(v.z, 0.f, fmaf(v.w, 0.f, probe))));
     }
   }
@@ -357,9 +363,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocksAtOnce) tile_forward(
       dy[round] = __ldg(offsets + from + 1);
       m[round] = __ldg(masks + from);
     }
+    // zero where no offset moves a point, and all lie on pixels
     uint32_t off_grid = 0;
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
+      off_grid |= (__float_as_uint(dx[round]) | __float_as_uint(dy[round])) & 0x7fffffffu;
       float x = fmaf(dx[round], g.scale, grid_x + (__uint_as_float(kMagicBits | (places[round] & 0xffff)) - kMagic));
       float y = fmaf(dy[round], g.scale, grid_y + (__uint_as_float(kMagicBits | places[round] >> 16) - kMagic));
       // bit patterns order what is not negative; NaN lies behind
@@ -439,6 +447,17 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   t.region_h = tile.h + 2 * reach;
   t.region_w = tile.w + 2 * reach;
   t.reach = reach;
+  // a point's pixel and, with weight zero, the one behind it
+  const auto touched = [&](int dilation, int region, int size, int& first, int& count) {
+    const int extent = static_cast<int>(std::min(std::abs(p.offset_scale) * dilation, static_cast<double>(reach)));
+    first = reach - extent;
+    count = std::min(size + 2 * extent + 1, region - first);
+  };
+  int touched_w;
+  touched(p.window.dilation_h, t.region_h, tile.h, t.touched_y, t.touched_h);
+  touched(p.window.dilation_w, t.region_w, tile.w, t.touched_x, touched_w);
+  t.touched_pieces = touched_w * kPixelBytes / 16;
+  t.by_touched_pieces = Divider(t.touched_pieces);
   t.columns = parts_of(p.out_width, tile.w);
   t.channels = static_cast<int>(p.channels());
   const int parts_a_group = p.group_width / (kSlices * kSliceWidth);
