@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "async_copy.cuh"
+#include "column_order.cuh"
 #include "dispatch.cuh"
 #include "launch.h"
 #include "patches.cuh"
@@ -10,6 +11,7 @@
 #include "surroundings.cuh"
 #include "tile_forward.h"
 #include "tuning.h"
+#include "unmoved.cuh"
 #include "window3x3.cuh"
 
 namespace yolo_dcnv4 {
@@ -81,20 +83,31 @@ __global__ void __launch_bounds__(kThreads) forward_any_window(
   write<T, kChannels>(sum, out + (static_cast<int64_t>(blockIdx.y) * layout.units + unit) * kChannels);
 }
 
-template <typename T, int kChannels>
-__global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
+// a thread computes one vector of channels, or two of a group, half a group apart
+template <typename T, int kChannels, int kShare, bool kOrdered>
+__global__ void __launch_bounds__(kPatchThreads, kShare == 1 ? kPatchBlocks : kWidePatchBlocks) forward_3x3(
     const Geometry<float> g, const Patches patches, const Surroundings surroundings, const Axis axis_y,
-    const Axis axis_x, const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ out) {
+    const Axis axis_x, const bool on_pixels, const T* __restrict__ value, const T* __restrict__ offset_mask,
+    T* __restrict__ out) {
   const PatchPlace place(patches);
   const T* image = value + blockIdx.z * g.value_n;
   constexpr bool kFetches = sizeof(T) == 2;
-  if constexpr (kFetches) surroundings.fetch<T, kChannels>(g, patches, place, image);
+  if constexpr (kFetches) surroundings.fetch<T, kChannels, kShare>(g, patches, place, image);
   if (!place.exists(patches)) {
     if constexpr (kFetches) await_copies();
     return;
   }
+  const int group = place.group(patches);
+  int vector = place.share, more = 0;  // the first vector; elements from there to the second
+  if constexpr (kShare == 2) {
+    // of groups whose vectors lie in the same banks of L1 every other one starts with its second half
+    const bool swapped = group * patches.lanes * 2 / kLineVectors % 2 != 0;
+    vector += (group + swapped) * patches.lanes;
+    more = (swapped ? -patches.lanes : patches.lanes) * kChannels;
+  }
+  const int channel = vector * kChannels;
   const Position<float> at(g, place.out_y, place.out_x);
-  const T* entries = offset_mask + blockIdx.z * g.offset_n + place.record(patches);
+  const T* entries = offset_mask + blockIdx.z * g.offset_n + place.record(patches, group);
   const Record3x3<T> record(entries);
 
   float weight[9];
@@ -106,37 +119,58 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks) forward_3x3(
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  const Corners<T> corners(g, axis_y, axis_x, image, place.vector * kChannels);
-  const Lines columns(at.center_x, static_cast<float>(g.dilation_w), g.scale);
-  const Lines rows(at.center_y, static_cast<float>(g.dilation_h), g.scale);
-  float sum[kChannels] = {};
+  float sum[kShare][kChannels] = {};
+  float probe[kShare] = {};
+  if (on_pixels && record.unmoved()) {
+    const Unmoved window = Unmoved::of<T>(g, place.out_y, place.out_x);
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
+    for (int n = 0; n < kShare; ++n) probe[n] = window.add<T, kChannels>(image + channel + n * more, weight, sum[n]);
+  } else {
+    const Corners<T> corners(g, axis_y, axis_x, image, channel);
+    const ColumnOrder order(vector);
+    const auto column_of = [&](float position) {
+      if constexpr (kOrdered) {
+        return OrderedTent(axis_x, order, position);
+      } else {
+        return Tent(axis_x, position);
+      }
+    };
+    const Lines columns(at.center_x, static_cast<float>(g.dilation_w), g.scale);
+    const Lines rows(at.center_y, static_cast<float>(g.dilation_h), g.scale);
 #pragma unroll
-    for (int j = 0; j < 3; ++j) {
-      const int k = 3 * i + j;
-      const Tent x(axis_x, fmaf(record[2 * k], g.scale, columns.at[i]));
-      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
-      const T* corner[4];
-      corners.of(y, x, corner);
-      const float top = y.first * weight[k], bottom = y.second * weight[k];
-      const float factors[4] = {top * x.first, top * x.second, bottom * x.first, bottom * x.second};
+    for (int i = 0; i < 3; ++i) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        Vector<T, kChannels> v;
-        v.load(corner[n]);
+      for (int j = 0; j < 3; ++j) {
+        const int k = 3 * i + j;
+        const auto x = column_of(fmaf(record[2 * k], g.scale, columns.at[i]));
+        const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
+        const T* corner[4];
+        corners.of(y, x, corner);
+        const float top = y.first * weight[k], bottom = y.second * weight[k];
+        const float factors[4] = {top * x.first, top * x.second, bottom * x.first, bottom * x.second};
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) sum[c] = fmaf(factors[n], v.opmath(c), sum[c]);
+        for (int m = 0; m < 4; ++m) {
+#pragma unroll
+          for (int n = 0; n < kShare; ++n) {
+            Vector<T, kChannels> v;
+            v.load(corner[m] + n * more);
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c) sum[n][c] = fmaf(factors[m], v.opmath(c), sum[n][c]);
+          }
+        }
       }
     }
   }
 
-  // a zero weight times an infinite or NaN pixel: points outside must not feel it
-  float probe = 0.f;
+  T* to = out + blockIdx.z * patches.out_n + place.output(patches, vector) * kChannels;
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) probe = fmaf(sum[c], 0.f, probe);
-  if (probe != 0.f) aggregate<T, kChannels>(g, at, image + place.vector * kChannels, entries, sum);
-  write<T, kChannels>(sum, out + blockIdx.z * patches.out_n + place.output(patches) * kChannels);
+  for (int n = 0; n < kShare; ++n) {
+    // a zero weight times an infinite or NaN pixel: points outside must not feel it
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) probe[n] = fmaf(sum[n][c], 0.f, probe[n]);
+    if (probe[n] != 0.f) aggregate<T, kChannels>(g, at, image + channel + n * more, entries, sum[n]);
+    write<T, kChannels>(sum[n], to + n * more);
+  }
   if constexpr (kFetches) await_copies();
 }
 
@@ -161,14 +195,21 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   };
   if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
     if (fits_3x3(p, sizeof(T))) {
-      const Patches patches(p, kChannels);
-      const Surroundings surroundings(p, patches);
+      const int share = sizeof(T) == 2 && two_vectors_pay(p.group_width / kChannels) ? 2 : 1;
+      const bool ordered = sizeof(T) == 2 && share == 1 && column_order_pays(p, sizeof(T));
+      const Patches patches(p, kChannels, share, ordered ? kOrderPeriod : 1);
+      const Surroundings surroundings(p, patches, share);
       const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
       const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
+      auto kernel = forward_3x3<T, kChannels, 1, false>;
+      if constexpr (sizeof(T) == 2) {
+        if (share == 2) kernel = forward_3x3<T, kChannels, 2, false>;
+        if (ordered) kernel = forward_3x3<T, kChannels, 1, true>;
+      }
       if (patches.fit(p)) {
         return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
-          forward_3x3<T, kChannels><<<patches.grid(images), patches.block(), 0, stream>>>(
-              g, patches, surroundings, axis_y, axis_x, value, offset_mask, out);
+          kernel<<<patches.grid(images), patches.block(), 0, stream>>>(
+              g, patches, surroundings, axis_y, axis_x, lies_on_pixels(p), value, offset_mask, out);
         });
       }
     }

@@ -19,7 +19,7 @@ struct Surroundings {
   int columns, rows;  // of a block; no columns: nothing is fetched
   int left, top;      // of the first, from the place in the input of the block's first output pixel
 
-  Surroundings(const Problem& p, const Patches& patches) {
+  Surroundings(const Problem& p, const Patches& patches, int share) {
     const Window& window = p.window;
     const int block_patches = parts_of(patches.pixels, 1 << (patches.row_bits + patches.column_bits));
     const auto length = [](int outputs, int64_t stride, int64_t dilation, int kernel) {
@@ -27,31 +27,33 @@ struct Surroundings {
     };
     const int64_t w = length(block_patches << patches.column_bits, window.stride_w, window.dilation_w, window.kernel_w);
     const int64_t h = length(1 << patches.row_bits, window.stride_h, window.dilation_h, window.kernel_h);
+    const int64_t thread_rows = share == 1 ? (w + 1) / 2 : w;
     const bool pays =
-        fetching_ahead_pays(architecture()) && h <= kMostRows && (w + 1) / 2 * patches.vectors <= kMostFetching;
+        fetching_ahead_pays(architecture()) && h <= kMostRows && thread_rows * patches.shares <= kMostFetching;
     columns = pays ? static_cast<int>(w) : 0;
     rows = pays ? static_cast<int>(h) : 0;
     left = -window.pad_w - kMargin;
     top = -window.pad_h - kMargin;
   }
 
-  // A thread takes a 32-byte sector of a column's pixels, together with its neighbour those of two columns; the fewer
-  // threads, the less there is to compute. Copies are to be awaited before a thread ends: none may arrive where another
-  // block has its shared memory by then.
-  template <typename T, int kChannels>
+  // A thread takes a 32-byte sector of a column's pixels; where its own share is half of one, it and its neighbour take
+  // those of two columns. The fewer threads, the less there is to compute. Copies are to be awaited before a thread
+  // ends: none may arrive where another block has its shared memory by then.
+  template <typename T, int kChannels, int kShare>
   __device__ __forceinline__ void fetch(
       const Geometry<float>& g, const Patches& patches, const PatchPlace& place, const T* image) const {
-    const int odd = threadIdx.x % 2, column = 2 * threadIdx.y + odd;
+    const int odd = kShare == 1 ? threadIdx.x % 2 : 0, column = kShare == 1 ? 2 * threadIdx.y + odd : threadIdx.y;
     if (column >= columns) return;
     const int first_x = (place.first >> (patches.row_bits + patches.column_bits)) << patches.column_bits;
     const int x = min(max(first_x * g.stride_w + left + column, 0), g.width - 1);
     const int y = (place.strip << patches.row_bits) * g.stride_h + top;
     const int begin = max(y, 0), end = min(y + rows, g.height);
-    const T* from = image + int64_t{begin} * g.value_h + int64_t{x} * g.value_w + (place.vector - odd) * kChannels;
+    const T* from =
+        image + int64_t{begin} * g.value_h + int64_t{x} * g.value_w + (place.share - odd) * kShare * kChannels;
     // each copy has a place of its own, as they may arrive in any order
     __shared__ int unread[kMostRows][kMostFetching];
     uint32_t to =
-        static_cast<uint32_t>(__cvta_generic_to_shared(unread[0] + threadIdx.y * patches.vectors + threadIdx.x));
+        static_cast<uint32_t>(__cvta_generic_to_shared(unread[0] + threadIdx.y * patches.shares + threadIdx.x));
     // hides where it comes from, or it is computed anew in each turn
     asm volatile("" : "+r"(to));
 #pragma unroll 4

@@ -18,6 +18,13 @@ struct Record3x3 {
     for (int i = 0; i < 27; ++i) element[i] = __ldg(from + i);
   }
   __device__ __forceinline__ float operator[](int i) const { return to_opmath(element[i]); }
+  // whether all offsets are zero
+  __device__ __forceinline__ bool unmoved() const {
+    bool zero = true;
+#pragma unroll
+    for (int i = 0; i < 18; ++i) zero = zero && to_opmath(element[i]) == 0;
+    return zero;
+  }
 };
 
 // two-byte entries come as aligned words, shifted where the record starts in the middle of one
@@ -38,6 +45,12 @@ struct PackedRecord3x3 {
     word[13] >>= shift;
   }
   __device__ __forceinline__ float operator[](int i) const { return half_of<T>(word[i / 2], i % 2); }
+  __device__ __forceinline__ bool unmoved() const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 9; ++i) bits |= word[i];
+    return (bits & 0x7fff7fffu) == 0;
+  }
 };
 template <>
 struct Record3x3<__half> : PackedRecord3x3<__half> {
@@ -75,15 +88,18 @@ struct Axis {
 constexpr float kMagic = 8388608.f;
 constexpr uint32_t kMagicBits = 0x4b000000u;
 
+// the order of non-negative numbers is that of their bits, and negative ones have negative bits
+__device__ __forceinline__ float clamp(const Axis& axis, float position) {
+  return __int_as_float(__vimin_s32_relu(__float_as_int(position), __float_as_int(axis.last)));
+}
+
 struct Tent {
   float first, second;
   float distance;  // from the first of the two columns
   uint32_t index;  // kMagicBits + pixel
 
   __device__ __forceinline__ Tent(const Axis& axis, float position) {
-    // the order of non-negative numbers is that of their bits, and negative ones have negative bits
-    const float clamped = __int_as_float(__vimin_s32_relu(__float_as_int(position), __float_as_int(axis.last)));
-    const float shifted = __fadd_rd(clamped, kMagic);
+    const float shifted = __fadd_rd(clamp(axis, position), kMagic);
     distance = position - (shifted - kMagic);
     first = saturating_difference(1.f, fabsf(distance));
     second = saturating_difference(axis.second_exists, fabsf(distance - 1.f));
@@ -129,6 +145,17 @@ struct Corners {
     corner[1] = reinterpret_cast<const T*>(first + right);
     corner[2] = reinterpret_cast<const T*>(first + down);
     corner[3] = reinterpret_cast<const T*>(first + down + right);
+  }
+  // the same with two columns that need not be neighbours in this order
+  template <typename Columns>
+  __device__ __forceinline__ void of(const Tent& y, const Columns& x, const T* (&corner)[4]) const {
+    const uint32_t line = y.index * row + start;
+    const char* first = image + (x.first_index * column + line);
+    const char* second = image + (x.second_index * column + line);
+    corner[0] = reinterpret_cast<const T*>(first);
+    corner[1] = reinterpret_cast<const T*>(second);
+    corner[2] = reinterpret_cast<const T*>(first + down);
+    corner[3] = reinterpret_cast<const T*>(second + down);
   }
 };
 
