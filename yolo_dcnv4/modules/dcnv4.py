@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_dcnv4.modules.projection import project
+from yolo_dcnv4.modules.projection import MergedProjection, merged, project
+from yolo_dcnv4.ops.autocast import autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting
 from yolo_dcnv4.ops.packed import dcnv4_packed
@@ -77,30 +78,34 @@ class DCNv4Core(nn.Module):
         """Entries R of a pixel's sampling record: three for each group and point, padded to a multiple of 8."""
         return _entries(self.group, self.points)
 
-    def forward(self, value: Tensor, offset_mask: Tensor | None = None) -> Tensor:
+    def forward(self, value: Tensor, offset_mask: Tensor | None = None, channels: int | None = None) -> Tensor:
         """Aggregate `value` (N, H, W, C) at the points of `offset_mask` (N, H_out, W_out, R).
 
         Where the window keeps the map's size, `value` may hold both side by side, (N, H, W, C + R), and `offset_mask`
-        be left out.
+        be left out; `channels` then says what C is, unless R is `entries`.
         """
         if offset_mask is None:
-            window = self.window
             return dcnv4_packed(
                 value,
-                # a plain number: as a traced size it would leave as arithmetic at every slice
-                channels=int(value.shape[-1]) - _entries(self.group, window.points(self.remove_center)),
+                channels=self._packed_channels(value, channels),
                 groups=self.group,
-                window=window,
+                window=self.window,
                 offset_scale=self.offset_scale,
                 remove_center=self.remove_center,
             )
         return dcnv4(value, offset_mask, **self._arguments())
 
-    def sampling_points(self, value: Tensor, offset_mask: Tensor | None = None) -> SamplingPoints:
+    def sampling_points(
+        self, value: Tensor, offset_mask: Tensor | None = None, channels: int | None = None
+    ) -> SamplingPoints:
         """Return where `forward` samples for the same inputs, in pixels of `value`, and with which weights."""
         if offset_mask is None:
-            offset_mask = value[..., -self.entries :]
+            offset_mask = value[..., self._packed_channels(value, channels) :]
         return sampling_points(offset_mask, **self._arguments())
+
+    def _packed_channels(self, packed: Tensor, channels: int | None) -> int:
+        # a plain number: as a traced size it would leave as arithmetic at every slice
+        return int(packed.shape[-1]) - self.entries if channels is None else channels
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -189,7 +194,7 @@ class DCNv4(nn.Module):
         self.init = init
 
         # in the place of value_proj and offset_mask after fuse_dcnv4
-        self.packed_proj: nn.Linear | None = None
+        self.packed_proj: MergedProjection | None = None
         self.offset_mask_dw = None
         if dw_kernel_size is not None:
             self.offset_mask_dw = nn.Conv2d(
@@ -263,12 +268,8 @@ class DCNv4(nn.Module):
         """Merge both projections of the input into one, for inference; `BaseModel.fuse` calls this."""
         if self.packed_proj is not None or not self._reads_one_input():
             return
-        weight, bias = self._merged_projection()
         # a module, so that FLOP counters go on seeing its multiply-adds
-        merged = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-        merged.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        merged.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        self.packed_proj = merged
+        self.packed_proj = MergedProjection((self.value_proj, self.offset_mask), pad=self.offset_mask.weight.is_cuda)
         del self.value_proj, self.offset_mask
 
     def _reads_one_input(self) -> bool:
@@ -280,17 +281,14 @@ class DCNv4(nn.Module):
         )
         return keeps_size and self.offset_mask_dw is None and not self.without_pointwise
 
-    def _merged_projection(self) -> tuple[Tensor, Tensor]:
-        projections = (self.value_proj, self.offset_mask)
-        return torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-
     def _packed(self, x: Tensor) -> Tensor | None:
         """Return value and offset_mask side by side, or None where two projections are the better way."""
         if self.packed_proj is not None:
             return project(self.packed_proj, x)
         # joining the weights takes a moment, which the backward pass pays back: one product each instead of two
         if torch.is_grad_enabled() and self._reads_one_input() and not self.center_feature_scale:
-            return F.linear(x, *self._merged_projection())
+            halves = x.is_cuda and autocast_dtype(x) in (torch.float16, torch.bfloat16)
+            return F.linear(x, *merged((self.value_proj, self.offset_mask), pad=halves))
         return None
 
     def _forward_nhwc(self, x: Tensor) -> Tensor:
@@ -298,7 +296,7 @@ class DCNv4(nn.Module):
         x = x.contiguous()
         packed = self._packed(x)
         if packed is not None:
-            out = self.core(packed)
+            out = self.core(packed, None, self.channels)
         else:
             value = x if self.without_pointwise else project(self.value_proj, x)
             out = self.core(value, self._offset_mask(x, value))

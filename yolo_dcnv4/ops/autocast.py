@@ -17,15 +17,21 @@ _DEVICES = frozenset(
 _any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
-def to_autocast_dtype(tensor: Tensor) -> Tensor:
-    """Return the tensor in the autocast dtype of its device where autocast is on, else as it is."""
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the autocast dtype of the tensor's device where autocast is on, else the tensor's own."""
     if not torch.compiler.is_compiling() and not _any_autocast():
-        return tensor
+        return tensor.dtype
     device = tensor.device.type
     # devices such as meta know no autocast
     if device not in _DEVICES or not torch.is_autocast_enabled(device):
-        return tensor
+        return tensor.dtype
     # float64 stays, as in torch's own autocast rules
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device))
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def to_autocast_dtype(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype that `autocast_dtype` says."""
+    dtype = autocast_dtype(tensor)
+    return tensor if dtype == tensor.dtype else tensor.to(dtype)
