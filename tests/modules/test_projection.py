@@ -35,6 +35,10 @@ def _pad(layer: DCNv4) -> None:
     del layer.value_proj, layer.offset_mask
 
 
+def _width(layer: DCNv4, x: torch.Tensor) -> int:
+    return layer.packed_proj(x.permute(0, 2, 3, 1)).shape[-1]
+
+
 @pytest.mark.parametrize(
     ("rows", "padded"), [(48, 48), (88, 88), (176, 192), (264, 264), (344, 384), (432, 448), (640, 640), (688, 704)]
 )
@@ -60,7 +64,7 @@ def test_same_result(channels):
     with torch.no_grad():
         expected = layer(x)
         _pad(layer)
-        assert layer.packed_proj.out_features == padded_rows(layer.packed_proj.rows) > layer.packed_proj.rows
+        assert _width(layer, x) == padded_rows(layer.packed_proj.out_features) > layer.packed_proj.out_features
         torch.testing.assert_close(layer(x), expected)
         for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             torch.testing.assert_close(other(x), expected)
@@ -88,6 +92,44 @@ def test_same_count(channels):
         assert thop.profile(layer, inputs=[x], verbose=False)[0] == expected
 
 
+def test_added_rows_are_no_parameters():
+    layer = _layer(64)
+    expected = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+    numbers = sum(p.numel() for p in layer.parameters())
+    _pad(layer)
+    assert sum(p.numel() for p in layer.parameters()) == numbers
+    shapes = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+    rows = expected.pop("value_proj.weight")[0] + expected.pop("offset_mask.weight")[0]
+    del expected["value_proj.bias"], expected["offset_mask.bias"]
+    assert shapes == expected | {"packed_proj.weight": (rows, 64), "packed_proj.bias": (rows,)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer,
+        copy.deepcopy,
+        lambda layer: pickle.loads(pickle.dumps(layer)),
+        lambda layer: layer.float(),
+        lambda layer: copy.deepcopy(layer.half()).double(),
+    ],
+    ids=["itself", "copy", "pickle", "float32", "half and back"],
+)
+def test_loaded_parameters_count(change):
+    """Whatever has happened to the layer, what is loaded into its parameters is what it multiplies with."""
+    layer, other = _layer(64), _layer(64)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    _pad(layer), _pad(other)
+    layer = change(layer)
+    layer.load_state_dict(other.state_dict())
+    dtype = layer.packed_proj.weight.dtype
+    assert layer.packed_proj.all_weight.dtype == dtype
+    x = _input(64)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x.to(dtype)), other.to(dtype)(x.to(dtype)))
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_sampling_points(channels):
     """Found behind C, whatever comes after them."""
@@ -103,7 +145,6 @@ def test_sampling_points(channels):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_training_in_half_precision(channels, monkeypatch):
     """Under autocast numbers are added; the gradients are those without them."""
@@ -126,7 +167,6 @@ def test_training_in_half_precision(channels, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_fused_on_a_gpu(channels, dtype):
@@ -134,7 +174,7 @@ def test_fused_on_a_gpu(channels, dtype):
     with torch.no_grad():
         expected = layer(x)
         layer.fuse_dcnv4()
-        assert layer.packed_proj.out_features == padded_rows(layer.packed_proj.rows)
+        assert _width(layer, x) == padded_rows(layer.packed_proj.out_features)
         out = layer.to(dtype)(x.to(dtype)).float()
         assert (out - expected).norm() <= {torch.float32: 1e-4}.get(dtype, 5e-2) * expected.norm()
         on_cpu = layer.float().cpu()(x.cpu())

@@ -26,7 +26,7 @@ def count_core(core: DCNv4Core, inputs: tuple[Tensor, ...], output: Tensor) -> N
 def count_projection(projection: MergedProjection, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """Add a merged projection to thop's `total_ops`, as the layers that it replaces: without added rows."""
     pixels = output.numel() // output.shape[-1]
-    projection.total_ops += pixels * projection.in_features * projection.rows  # type: ignore[operator, assignment]
+    projection.total_ops += pixels * projection.in_features * projection.out_features  # type: ignore[operator, assignment]
 
 
 def register_flops() -> None:

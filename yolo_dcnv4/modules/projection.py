@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +23,43 @@ class MergedProjection(nn.Linear):
 
     Args:
         projections: The layers, which share `in_features` and have biases.
-        pad: Add rows as `padded_rows` says; what they write is not to be read.
-
-    Attributes:
-        rows: Outputs of the layers, without added ones.
+        pad: Add rows as `padded_rows` says; what they write is not to be read, and they are no parameters.
     """
 
     def __init__(self, projections: Sequence[nn.Linear], pad: bool):
+        # without memory of its own: both parameters are views of what is multiplied with
+        super().__init__(projections[0].in_features, sum(p.out_features for p in projections), device="meta")
         weight, bias = merged(projections, pad)
-        # without memory of its own: both parameters are replaced
-        super().__init__(weight.shape[1], weight.shape[0], device="meta")
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        self.rows = sum(p.out_features for p in projections)
+        self.all_weight: Tensor
+        self.all_bias: Tensor
+        self.register_buffer("all_weight", weight.detach(), persistent=False)
+        self.register_buffer("all_bias", bias.detach(), persistent=False)
+        self._view()
+
+    def _view(self) -> None:
+        self.weight = nn.Parameter(self.all_weight[: self.out_features], requires_grad=False)
+        self.bias = nn.Parameter(self.all_bias[: self.out_features], requires_grad=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MergedProjection:
+        super()._apply(fn, recurse)
+        self._view()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy or a pickle, in which views have become tensors of their own."""
+        super().__setstate__(state)
+        self._view()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what the layers do, one after the other, for each pixel, and added numbers behind it.
+
+        Args:
+            input: (N, H, W, C).
+
+        Returns:
+            (N, H, W, `out_features` and added ones).
+        """
+        return F.linear(input, self.all_weight, self.all_bias)
 
 
 def merged(projections: Sequence[nn.Linear], pad: bool) -> tuple[Tensor, Tensor]:
@@ -44,7 +69,8 @@ def merged(projections: Sequence[nn.Linear], pad: bool) -> tuple[Tensor, Tensor]
         projections: The layers.
         pad: Add rows as `padded_rows` says. They are copies that pass no gradient on.
     """
-    weights, biases = [p.weight for p in projections], [p.bias for p in projections]
+    weights: list[Tensor] = [p.weight for p in projections]
+    biases: list[Tensor] = [p.bias for p in projections]
     rows = sum(p.out_features for p in projections)
     missing = padded_rows(rows) - rows
     if pad and missing:
@@ -77,13 +103,15 @@ def project(projection: nn.Linear, x: Tensor) -> Tensor:
         x: (N, H, W, C).
 
     Returns:
-        (N, H, W, C_out).
+        (N, H, W, C_out), with added numbers behind it where the layer has them.
     """
     if not _as_convolution(projection, x):
         return projection(x)
-    return F.conv2d(
-        x.permute(0, 3, 1, 2), projection.weight.view(*projection.weight.shape, 1, 1), projection.bias
-    ).permute(0, 2, 3, 1)
+    weight: Tensor = projection.weight
+    bias: Tensor | None = projection.bias
+    if isinstance(projection, MergedProjection):
+        weight, bias = projection.all_weight, projection.all_bias
+    return F.conv2d(x.permute(0, 3, 1, 2), weight.view(*weight.shape, 1, 1), bias).permute(0, 2, 3, 1)
 
 
 def _as_convolution(projection: nn.Linear, x: Tensor) -> bool:
