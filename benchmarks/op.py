@@ -26,7 +26,7 @@ from report import geometric_mean, plot, save, table
 from torch import Tensor
 
 from yolo_dcnv4.ops import backend, dcnv4
-from yolo_dcnv4.ops.packed import dcnv4_packed
+from yolo_dcnv4.ops.packed import dcnv4_packed, padded_row
 from yolo_dcnv4.ops.window import window_of
 
 
@@ -150,7 +150,10 @@ def ours(m: Map, dtype: torch.dtype, spread: float = 1.0, softmax: bool = False)
 
 def merged(m: Map, dtype: torch.dtype) -> Candidate:
     """Our operator on rows that hold value and offset_mask of a pixel, as the layer's projection writes them."""
-    rows = torch.cat([t.detach() for t in inputs(m, dtype, 1.0)], dim=-1).requires_grad_()
+    value, offset_mask = (t.detach() for t in inputs(m, dtype, 1.0))
+    width = m.channels + m.row if dtype == torch.float32 else padded_row(m.channels + m.row)
+    added = value.new_zeros(*value.shape[:-1], width - m.channels - m.row)
+    rows = torch.cat([value, offset_mask, added], dim=-1).requires_grad_()
     window = window_of(3, 1, 1, 1)
     return Candidate(lambda: dcnv4_packed(rows, channels=m.channels, groups=m.groups, window=window), (rows,))
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from yolo_dcnv4.modules import DCNv4, dcnv4
-from yolo_dcnv4.modules.projection import MergedProjection, merged, padded_rows
+from yolo_dcnv4.modules.projection import MergedProjection, merged
+from yolo_dcnv4.ops.packed import padded_row
 
 # C + R of 4 and 8 groups of 16 channels: with added numbers 192 and 384
 CHANNELS = [64, 128]
@@ -42,9 +43,9 @@ def _width(layer: DCNv4, x: torch.Tensor) -> int:
 @pytest.mark.parametrize(
     ("rows", "padded"), [(48, 48), (88, 88), (176, 192), (264, 264), (344, 384), (432, 448), (640, 640), (688, 704)]
 )
-def test_padded_rows(rows, padded):
+def test_padded_row(rows, padded):
     """A multiple of 64, unless that is much more."""
-    assert padded_rows(rows) == padded
+    assert padded_row(rows) == padded
 
 
 def test_added_rows_pass_no_gradient_on():
@@ -64,7 +65,7 @@ def test_same_result(channels):
     with torch.no_grad():
         expected = layer(x)
         _pad(layer)
-        assert _width(layer, x) == padded_rows(layer.packed_proj.out_features) > layer.packed_proj.out_features
+        assert _width(layer, x) == padded_row(layer.packed_proj.out_features) > layer.packed_proj.out_features
         torch.testing.assert_close(layer(x), expected)
         for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             torch.testing.assert_close(other(x), expected)
@@ -79,7 +80,7 @@ def test_same_gradients(channels, monkeypatch):
     expected = torch.autograd.grad(layer(x).square().sum(), wanted)
     monkeypatch.setattr(dcnv4, "merged", lambda projections, pad: merged(projections, pad=True))
     padded = torch.autograd.grad(layer(x).square().sum(), wanted)
-    assert widths[1] == padded_rows(widths[0]) > widths[0]
+    assert widths[1] == padded_row(widths[0]) > widths[0]
     torch.testing.assert_close(padded, expected)
 
 
@@ -161,7 +162,7 @@ def test_training_in_half_precision(channels, monkeypatch):
     padded = gradients()
     monkeypatch.setattr(dcnv4, "merged", lambda projections, pad: merged(projections, pad=False))
     expected = gradients()
-    assert widths[0] == padded_rows(widths[1]) > widths[1]
+    assert widths[0] == padded_row(widths[1]) > widths[1]
     for ours, theirs in zip(padded, expected, strict=True):
         assert (ours - theirs).norm() <= 5e-3 * theirs.norm()
 
@@ -174,7 +175,7 @@ def test_fused_on_a_gpu(channels, dtype):
     with torch.no_grad():
         expected = layer(x)
         layer.fuse_dcnv4()
-        assert _width(layer, x) == padded_rows(layer.packed_proj.out_features)
+        assert _width(layer, x) == padded_row(layer.packed_proj.out_features)
         out = layer.to(dtype)(x.to(dtype)).float()
         assert (out - expected).norm() <= {torch.float32: 1e-4}.get(dtype, 5e-2) * expected.norm()
         on_cpu = layer.float().cpu()(x.cpu())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_dcnv4.ops.export import is_exporting
+from yolo_dcnv4.ops.packed import padded_row
 
 # above, a GPU computes for longer than the CPU parses, and products are the faster ones
 MOST_ELEMENTS = 1 << 22
-# numbers of a pixel: groups then lie in banks of their own in a GPU's L1, and products are the faster ones
-ROW_MULTIPLE = 64
 
 
 class MergedProjection(nn.Linear):
@@ -23,7 +21,7 @@ class MergedProjection(nn.Linear):
 
     Args:
         projections: The layers, which share `in_features` and have biases.
-        pad: Add rows as `padded_rows` says; what they write is not to be read, and they are no parameters.
+        pad: Add rows as `padded_row` says; what they write is not to be read, and they are no parameters.
     """
 
     def __init__(self, projections: Sequence[nn.Linear], pad: bool):
@@ -67,28 +65,18 @@ def merged(projections: Sequence[nn.Linear], pad: bool) -> tuple[Tensor, Tensor]
 
     Args:
         projections: The layers.
-        pad: Add rows as `padded_rows` says. They are copies that pass no gradient on.
+        pad: Add rows as `padded_row` says. They are copies that pass no gradient on.
     """
     weights: list[Tensor] = [p.weight for p in projections]
     biases: list[Tensor] = [p.bias for p in projections]
     rows = sum(p.out_features for p in projections)
-    missing = padded_rows(rows) - rows
+    missing = padded_row(rows) - rows
     if pad and missing:
         # of the right device and dtype, and as finite as the rest
         widest = max(projections, key=lambda p: p.out_features)
         weights.append(widest.weight.detach()[:missing])
         biases.append(widest.bias.detach()[:missing])
     return torch.cat(weights), torch.cat(biases)
-
-
-def padded_rows(rows: int) -> int:
-    """Return how many numbers a GPU best has for each pixel: a multiple of 64 where that adds at most an eighth.
-
-    Args:
-        rows: Numbers that are needed.
-    """
-    padded = math.ceil(rows / ROW_MULTIPLE) * ROW_MULTIPLE
-    return padded if 8 * (padded - rows) <= rows else rows
 
 
 def project(projection: nn.Linear, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ One gradient comes back for both: the gradients of two views would be copied tog
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +16,21 @@ from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows, dispatch, has_kernel, refuse
 from yolo_dcnv4.ops.export import leaves_decomposed
 from yolo_dcnv4.ops.window import Window
 
+# numbers of a pixel: its groups then lie in banks of their own in a GPU's L1, and products are the faster ones
+ROW_MULTIPLE = 64
+
 _PACKED = torch.ops.yolo_dcnv4.dcnv4_packed.default
 _PACKED_BACKWARD = torch.ops.yolo_dcnv4.dcnv4_packed_backward.default
+
+
+def padded_row(numbers: int) -> int:
+    """Return how many numbers a pixel best has on a GPU in half precision: a multiple of 64 if an eighth more will do.
+
+    Args:
+        numbers: Those that are needed, C + R.
+    """
+    padded = math.ceil(numbers / ROW_MULTIPLE) * ROW_MULTIPLE
+    return padded if 8 * (padded - numbers) <= numbers else numbers
 
 
 def dcnv4_packed(
