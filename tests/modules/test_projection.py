@@ -10,7 +10,7 @@ import thop
 import torch
 from torch import nn
 
-from yolo_dcnv4.modules import DCNv4, dcnv4
+from yolo_dcnv4.modules import DCNv4, dcnv4, projection
 from yolo_dcnv4.modules.projection import MergedProjection, merged
 from yolo_dcnv4.ops.packed import padded_row
 
@@ -91,6 +91,17 @@ def test_same_count(channels):
         expected = thop.profile(copy.deepcopy(layer), inputs=[x], verbose=False)[0]
         _pad(layer)
         assert thop.profile(layer, inputs=[x], verbose=False)[0] == expected
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_as_a_convolution(channels, monkeypatch):
+    """A GPU multiplies small maps by a 1 x 1 convolution."""
+    layer, x = _layer(channels), _input(channels)
+    with torch.no_grad():
+        expected = layer(x)
+        _pad(layer)
+        monkeypatch.setattr(projection, "_as_convolution", lambda *arguments: True)
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_added_rows_are_no_parameters():
