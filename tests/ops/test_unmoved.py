@@ -9,7 +9,7 @@ import torch
 
 from yolo_dcnv4.ops import dcnv4
 
-from .cases import SHORT, TOLERANCE, Case, Inputs, relative_error
+from .cases import SHORT, TOLERANCE, Case, Inputs, assert_forward_like_the_cpu, relative_error
 from .oracles import Geometry, torchvision_oracle
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
@@ -30,16 +30,6 @@ def _assert_right(inputs: Inputs, geometry: Geometry, dtype: torch.dtype) -> Non
         out = dcnv4(inputs.value, inputs.offset_mask, **geometry.keywords)
         expected = torchvision_oracle(inputs.value, inputs.offset_mask, geometry)
     assert relative_error(out, expected) < TOLERANCE[dtype]
-
-
-def _assert_like_the_cpu(inputs: Inputs, geometry: Geometry, dtype: torch.dtype) -> None:
-    with torch.no_grad():
-        out = dcnv4(inputs.value, inputs.offset_mask, **geometry.keywords).cpu()
-        on_cpu = (t.cpu().float() for t in (inputs.value, inputs.offset_mask))
-        expected = dcnv4(*on_cpu, **geometry.keywords).to(dtype)
-    finite = expected.isfinite()
-    assert finite.any() and not finite.all()
-    torch.testing.assert_close(out, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -87,7 +77,7 @@ def test_pixel_that_is_not_finite(dtype, bad, pixel):
     geometry = Geometry(2)
     inputs = _unmoved(Case("unmoved", 2, (9, 10), 16, geometry), dtype)
     inputs.value[0, pixel[0], pixel[1], 3] = bad
-    _assert_like_the_cpu(inputs, geometry, dtype)
+    assert_forward_like_the_cpu(inputs, geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -97,4 +87,4 @@ def test_weight_that_is_not_finite(dtype, bad):
     inputs = _unmoved(Case("unmoved", 2, (9, 10), 16, geometry), dtype)
     records = _records(inputs, 2)
     records[0, 0, 0, 0, 18] = records[0, 4, 4, 1, 22] = records[1, 8, 9, 0, 26] = bad
-    _assert_like_the_cpu(inputs, geometry, dtype)
+    assert_forward_like_the_cpu(inputs, geometry, dtype)
