@@ -40,8 +40,11 @@ struct PairProbe {
 };
 template <>
 struct Probe<__half> : PairProbe<__half, __half2> {};
+// before 8.0 there is no arithmetic in bfloat16
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 template <>
 struct Probe<__nv_bfloat16> : PairProbe<__nv_bfloat16, __nv_bfloat162> {};
+#endif
 
 // whether a window with this geometry lies on neighbouring pixels where nothing moves it
 bool lies_on_pixels(const Problem& p) {
