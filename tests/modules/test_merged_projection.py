@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from yolo_dcnv4.modules import DCNv4, dcnv4, projection
-from yolo_dcnv4.modules.projection import MergedProjection, merged
+from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
 from yolo_dcnv4.ops.packed import padded_row
 
 # C + R of 4 and 8 groups of 16 channels: with added numbers 192 and 384

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_dcnv4.modules.projection import MergedProjection, merged, project
+from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
+from yolo_dcnv4.modules.projection import project
 from yolo_dcnv4.ops.autocast import autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from yolo_dcnv4.modules.dcnv4 import DCNv4Core
-from yolo_dcnv4.modules.projection import MergedProjection
+from yolo_dcnv4.modules.merged_projection import MergedProjection
 
 
 def multiply_adds(core: DCNv4Core, output: Tensor) -> int:
