@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolo_dcnv4.ops import dcnv4
-
-from .cases import SHORT, TOLERANCE, Case, relative_error
-from .oracles import Geometry, torchvision_oracle
+from .cases import SHORT, Case, assert_forward_close
+from .oracles import Geometry
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
 
@@ -17,11 +15,7 @@ DILATIONS = [1, 3]
 
 
 def _assert_right(case: Case, dtype: torch.dtype) -> None:
-    inputs = case.inputs(dtype, "cuda")
-    with torch.no_grad():
-        out = dcnv4(inputs.value, inputs.offset_mask, **case.geometry.keywords)
-        expected = torchvision_oracle(inputs.value, inputs.offset_mask, case.geometry)
-    assert relative_error(out, expected) < TOLERANCE[dtype]
+    assert_forward_close(case.inputs(dtype, "cuda"), case.geometry, dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
