@@ -3,15 +3,16 @@
 // that is not in the way of the others.
 #pragma once
 
+#include "patches.cuh"
 #include "window3x3.cuh"
 
 namespace yolo_dcnv4 {
 namespace {
 
-constexpr int kOrderPeriod = 4;  // vectors of a half cache line: slices are a multiple of them
+constexpr int kOrderPeriod = kLineVectors / 2;  // vectors of a half cache line: slices are a multiple of them
 
 bool column_order_pays(const Problem& p, int element_bytes) {
-  constexpr int kLine = 128;
+  constexpr int kLine = kLineVectors * 16;
   return p.width > 1 && p.value.w * element_bytes % kLine == kLine / 2 && p.value.h * element_bytes % kLine == 0;
 }
 
