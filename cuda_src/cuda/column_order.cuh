@@ -16,16 +16,17 @@ bool column_order_pays(const Problem& p, int element_bytes) {
   return p.width > 1 && p.value.w * element_bytes % kLine == kLine / 2 && p.value.h * element_bytes % kLine == 0;
 }
 
+// Adding one of these numbers to a position leaves in the low bits of a float, as kMagic does, its floor or the next
+// pixel.
 struct ColumnOrder {
-  uint32_t first, second;  // the parity of the columns, 0 or 1
-  float first_magic, second_magic;
+  float first, second;  // the last bit is the parity of the other column
 
   // for the thread's vector of its pixel
   __device__ __forceinline__ explicit ColumnOrder(unsigned vector) {
-    const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
-    first = (thread - vector) / kOrderPeriod % 2;
-    second = first ^ 1;
-    first_magic = __uint_as_float(kMagicBits | second), second_magic = __uint_as_float(kMagicBits | first);
+    const uint32_t parity = (threadIdx.y * blockDim.x + threadIdx.x - vector) / kOrderPeriod % 2;
+    first = __uint_as_float(kMagicBits | (parity ^ 1)), second = __uint_as_float(kMagicBits | parity);
+    // hides where they come from, or they are computed anew for each point
+    asm volatile("" : "+f"(first), "+f"(second));
   }
 };
 
@@ -36,11 +37,19 @@ struct OrderedTent {
 
   __device__ __forceinline__ OrderedTent(const Axis& axis, const ColumnOrder& order, float position) {
     const float clamped = clamp(axis, position);
-    // of the pixel and its right neighbour the one of this parity
-    first_index = (__float_as_uint(__fadd_rd(clamped, order.first_magic)) & ~1u) | order.first;
-    second_index = (__float_as_uint(__fadd_rd(clamped, order.second_magic)) & ~1u) | order.second;
+    first_index = column(clamped, order.first, order.second);
+    second_index = column(clamped, order.second, order.first);
     first = weight(position, first_index);
     second = weight(position, second_index);
+  }
+  // of the pixel and its right neighbour the one of this kind
+  static __device__ __forceinline__ uint32_t column(float clamped, float own, float other) {
+    // all bits but the last, and the last one of the other number
+    uint32_t index;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe2;"
+        : "=r"(index)
+        : "r"(__float_as_uint(__fadd_rd(clamped, own))), "r"(~1u), "r"(__float_as_uint(other)));
+    return index;
   }
   static __device__ __forceinline__ float weight(float position, uint32_t index) {
     return saturating_difference(1.f, fabsf(position - (__uint_as_float(index) - kMagic)));

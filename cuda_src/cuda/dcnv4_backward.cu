@@ -289,8 +289,7 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       const auto kernel = offset_gradient_kernel<T, kChannels>(p.group_width);
       if (!scatters && kernel && fits_3x3(p, sizeof(T))) {
         kernel<<<grid, kGradientThreads, 0, stream>>>(
-            g, layout, make_axis(p.height, p.value.h * sizeof(T)), make_axis(p.width, p.value.w * sizeof(T)), grads,
-            values, records, grad_records);
+            g, layout, Axes(p, sizeof(T)), grads, values, records, grad_records);
         continue;
       }
     }

@@ -86,9 +86,8 @@ __global__ void __launch_bounds__(kThreads) forward_any_window(
 // a thread computes one vector of channels, or two of a group, half a group apart
 template <typename T, int kChannels, int kShare, bool kOrdered>
 __global__ void __launch_bounds__(kPatchThreads, kShare == 1 ? kPatchBlocks : kWidePatchBlocks) forward_3x3(
-    const Geometry<float> g, const Patches patches, const Surroundings surroundings, const Axis axis_y,
-    const Axis axis_x, const bool on_pixels, const T* __restrict__ value, const T* __restrict__ offset_mask,
-    T* __restrict__ out) {
+    const Geometry<float> g, const Patches patches, const Surroundings surroundings, const Axes axes,
+    const bool on_pixels, const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ out) {
   const PatchPlace place(patches);
   const T* image = value + blockIdx.z * g.value_n;
   constexpr bool kFetches = sizeof(T) == 2;
@@ -126,24 +125,24 @@ __global__ void __launch_bounds__(kPatchThreads, kShare == 1 ? kPatchBlocks : kW
 #pragma unroll
     for (int n = 0; n < kShare; ++n) probe[n] = window.add<T, kChannels>(image + channel + n * more, weight, sum[n]);
   } else {
-    const Corners<T> corners(g, axis_y, axis_x, image, channel);
+    const Corners<T> corners(axes, image, channel);
     const ColumnOrder order(vector);
     const auto column_of = [&](float position) {
       if constexpr (kOrdered) {
-        return OrderedTent(axis_x, order, position);
+        return OrderedTent(axes.x, order, position);
       } else {
-        return Tent(axis_x, position);
+        return Tent(axes.x, position);
       }
     };
-    const Lines columns(at.center_x, static_cast<float>(g.dilation_w), g.scale);
-    const Lines rows(at.center_y, static_cast<float>(g.dilation_h), g.scale);
+    const Lines columns(at.center_x, axes.x.spacing);
+    const Lines rows(at.center_y, axes.y.spacing);
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
 #pragma unroll
       for (int j = 0; j < 3; ++j) {
         const int k = 3 * i + j;
         const auto x = column_of(fmaf(record[2 * k], g.scale, columns.at[i]));
-        const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
+        const Tent y(axes.y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
         const T* corner[4];
         corners.of(y, x, corner);
         const float top = y.first * weight[k], bottom = y.second * weight[k];
@@ -199,8 +198,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
       const bool ordered = sizeof(T) == 2 && share == 1 && column_order_pays(p, sizeof(T));
       const Patches patches(p, kChannels, share, ordered ? kOrderPeriod : 1);
       const Surroundings surroundings(p, patches, share);
-      const Axis axis_y = make_axis(p.height, p.value.h * sizeof(T));
-      const Axis axis_x = make_axis(p.width, p.value.w * sizeof(T));
+      const Axes axes(p, sizeof(T));
       auto kernel = forward_3x3<T, kChannels, 1, false>;
       if constexpr (sizeof(T) == 2) {
         if (share == 2) kernel = forward_3x3<T, kChannels, 2, false>;
@@ -209,7 +207,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
       if (patches.fit(p)) {
         return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
           kernel<<<patches.grid(images), patches.block(), 0, stream>>>(
-              g, patches, surroundings, axis_y, axis_x, lies_on_pixels(p), value, offset_mask, out);
+              g, patches, surroundings, axes, lies_on_pixels(p), value, offset_mask, out);
         });
       }
     }

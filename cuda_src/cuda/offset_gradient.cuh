@@ -206,9 +206,8 @@ __device__ __forceinline__ void write_record(const float (&entry)[27], const Lan
 // a 3 x 3 window, one vector a lane
 template <typename T, int kChannels, int kLanes>
 __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_gradient_3x3(
-    const Geometry<float> g, const GradientLayout layout, const Axis axis_y, const Axis axis_x,
-    const T* __restrict__ grad_output, const T* __restrict__ value, const T* __restrict__ offset_mask,
-    T* __restrict__ grad_offset_mask) {
+    const Geometry<float> g, const GradientLayout layout, const Axes axes, const T* __restrict__ grad_output,
+    const T* __restrict__ value, const T* __restrict__ offset_mask, T* __restrict__ grad_offset_mask) {
   const int unit = blockIdx.x * kGradientThreads + threadIdx.x;
   if (unit >= layout.units) return;
   const GradientUnit<T> u(g, layout, unit, kChannels, grad_output, value, offset_mask, grad_offset_mask);
@@ -226,9 +225,9 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
     for (int k = 0; k < 9; ++k) weight[k] = normalize(weight[k]);
   }
 
-  const Corners<T> corners(g, axis_y, axis_x, u.image - u.first_channel, u.first_channel + u.lanes.index * kChannels);
-  const Lines columns(u.at.center_x, static_cast<float>(g.dilation_w), g.scale);
-  const Lines rows(u.at.center_y, static_cast<float>(g.dilation_h), g.scale);
+  const Corners<T> corners(axes, u.image - u.first_channel, u.first_channel + u.lanes.index * kChannels);
+  const Lines columns(u.at.center_x, axes.x.spacing);
+  const Lines rows(u.at.center_y, axes.y.spacing);
   const unsigned members = u.lanes.members();
   float entry[27];
 #pragma unroll
@@ -236,8 +235,8 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int k = 3 * i + j;
-      const Tent x(axis_x, fmaf(record[2 * k], g.scale, columns.at[i]));
-      const Tent y(axis_y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
+      const Tent x(axes.x, fmaf(record[2 * k], g.scale, columns.at[i]));
+      const Tent y(axes.y, fmaf(record[2 * k + 1], g.scale, rows.at[j]));
       const T* corner[4];
       corners.of(y, x, corner);
       float dot[4] = {0.f, 0.f, 0.f, 0.f};
@@ -248,7 +247,7 @@ __global__ void __launch_bounds__(kGradientThreads, kGradientBlocks) offset_grad
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) dot[n] = fmaf(grad[c], v.opmath(c), dot[n]);
       }
-      const Slope slope_x(axis_x, x), slope_y(axis_y, y);
+      const Slope slope_x(axes.x, x), slope_y(axes.y, y);
       const float top = x.first * dot[0] + x.second * dot[1], bottom = x.first * dot[2] + x.second * dot[3];
       const float factor = weight[k] * g.scale;
       entry[18 + k] = lane_sum<kLanes>(y.first * top + y.second * bottom, members);

@@ -71,8 +71,7 @@ __device__ __forceinline__ float saturating_difference(float a, float b) {
 struct Lines {
   float at[3];
 
-  __device__ __forceinline__ Lines(float center, float dilation, float scale)
-      : at{fmaf(-dilation, scale, center), center, fmaf(dilation, scale, center)} {}
+  __device__ __forceinline__ Lines(float center, float spacing) : at{center - spacing, center, center + spacing} {}
 };
 
 // Bilinear weights as tents around two neighbouring columns that always lie inside the image: the weight of pixel p is
@@ -82,6 +81,16 @@ struct Axis {
   float second_exists;  // 1, or -1 where the image is one pixel wide
   float second_slope;   // 1, or 0 there
   int64_t step;         // bytes to the second neighbour
+  uint32_t bytes;       // from a pixel to the next
+  float spacing;        // pixels from a point of the window to the next
+};
+
+// both, with what kernels would otherwise compute in every thread
+struct Axes {
+  Axis y, x;
+  uint32_t origin;  // takes kMagicBits out of the bytes to a pixel
+
+  Axes(const Problem& p, int element_bytes);
 };
 
 // adding 2^23, rounding down, leaves the floor of a position below 2^22 in the low bits
@@ -130,15 +139,14 @@ struct Corners {
   uint32_t row, column, start;
   int64_t down, right;
 
-  __device__ __forceinline__
-  Corners(const Geometry<float>& g, const Axis& axis_y, const Axis& axis_x, const T* image, int channel)
-      : image(reinterpret_cast<const char*>(image)), down(axis_y.step), right(axis_x.step) {
-    constexpr uint32_t kBytes = sizeof(T);
-    row = g.value_h * kBytes;
-    column = g.value_w * kBytes;
-    // unsigned arithmetic wraps the magic away
-    start = channel * kBytes - kMagicBits * (row + column);
-  }
+  __device__ __forceinline__ Corners(const Axes& axes, const T* image, int channel)
+      : image(reinterpret_cast<const char*>(image)),
+        row(axes.y.bytes),
+        column(axes.x.bytes),
+        // unsigned arithmetic wraps the magic away
+        start(channel * static_cast<uint32_t>(sizeof(T)) + axes.origin),
+        down(axes.y.step),
+        right(axes.x.step) {}
   __device__ __forceinline__ void of(const Tent& y, const Tent& x, const T* (&corner)[4]) const {
     const char* first = image + (y.index * row + (x.index * column + start));
     corner[0] = reinterpret_cast<const T*>(first);
@@ -159,12 +167,21 @@ struct Corners {
   }
 };
 
-Axis make_axis(int size, int64_t stride_bytes) {
+Axis make_axis(int size, int64_t stride_bytes, double spacing) {
   const bool wide = size > 1;
   return {
-      wide ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f, wide ? 1.f : -1.f, wide ? 1.f : 0.f,
-      wide ? stride_bytes : 0};
+      wide ? nextafterf(static_cast<float>(size - 1), 0.f) : 0.f,
+      wide ? 1.f : -1.f,
+      wide ? 1.f : 0.f,
+      wide ? stride_bytes : 0,
+      static_cast<uint32_t>(stride_bytes),
+      static_cast<float>(spacing)};
 }
+
+Axes::Axes(const Problem& p, int element_bytes)
+    : y(make_axis(p.height, p.value.h * element_bytes, p.window.dilation_h * p.offset_scale)),
+      x(make_axis(p.width, p.value.w * element_bytes, p.window.dilation_w * p.offset_scale)),
+      origin(0u - kMagicBits * (y.bytes + x.bytes)) {}
 
 bool fits_3x3(const Problem& p, int element_bytes) {
   const int64_t bytes = ((p.height - 1) * p.value.h + (p.width - 1) * p.value.w + p.channels()) * element_bytes;
