@@ -67,7 +67,7 @@ __device__ __forceinline__ float saturating_difference(float a, float b) {
   return difference;
 }
 
-// where the window's three columns, or rows, lie without offsets: what Position says, in one step from the centre
+// where the window's three columns, or rows, lie without offsets: as Position says, but for the spacing's rounding
 struct Lines {
   float at[3];
 
