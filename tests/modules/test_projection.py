@@ -13,11 +13,23 @@ def test_calls_the_layer_on_a_cpu():
     assert torch.equal(project(layer, x), layer(x))
 
 
+@pytest.fixture
+def parsed(monkeypatch):
+    """The variable that torch parses in every product, as `ultralytics.YOLO` sets it."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _kernels(call):
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 24), (2, 5, 7, 16), (1, 80, 80, 32), (3, 4, 1, 20)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_convolution_is_the_product(dtype, shape, bias):
+def test_convolution_is_the_product(dtype, shape, bias, parsed):
     layer = nn.Linear(shape[-1], 40, bias=bias, device="cuda", dtype=dtype)
     x = torch.randn(shape, device="cuda").to(dtype)
     with torch.no_grad():
@@ -28,7 +40,7 @@ def test_convolution_is_the_product(dtype, shape, bias):
 
 
 @pytest.mark.gpu
-def test_hooks_run():
+def test_hooks_run(parsed):
     """FLOP counters look on through hooks."""
     layer, x = nn.Linear(16, 16, device="cuda", dtype=torch.float16), torch.randn(1, 4, 4, 16, device="cuda").half()
     seen = []
@@ -39,6 +51,16 @@ def test_hooks_run():
         handle.remove()
         project(layer, x)
     assert len(seen) == 1
+
+
+@pytest.mark.gpu
+def test_convolves_where_products_parse(parsed, monkeypatch):
+    layer, x = nn.Linear(16, 16, device="cuda", dtype=torch.float16), torch.randn(1, 4, 4, 16, device="cuda").half()
+    assert "aten::conv2d" in _kernels(lambda: project(layer, x))
+    assert "aten::conv2d" not in _kernels(lambda: project(layer.float(), x.float()))
+    layer.half()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    assert "aten::conv2d" not in _kernels(lambda: project(layer, x))
 
 
 @pytest.mark.gpu

@@ -76,6 +76,15 @@ def test_empty_batch(op, dtype, geometry, device):
     assert grad_offset_mask.shape == inputs.offset_mask.shape
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_empty_batch_in_another_layout(device):
+    """Such as a convolution returns: contiguous() changes nothing about it."""
+    value, offset_mask = (torch.empty(0, c, 5, 7, device=device).permute(0, 2, 3, 1) for c in (8, 56))
+    assert value.is_contiguous()
+    assert value.stride(-1) == 35
+    assert dcnv4(value, offset_mask, groups=2).shape == value.shape
+
+
 def _with_offsets(case: Case, dtype: torch.dtype, device: str, dx: float, dy: float) -> Inputs:
     """Inputs of a case whose every offset is (dx, dy)."""
     inputs = case.inputs(dtype, device, poison=0.0)

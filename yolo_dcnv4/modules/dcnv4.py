@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from yolo_dcnv4.modules.fused_inference import infer
 from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
-from yolo_dcnv4.modules.projection import project
+from yolo_dcnv4.modules.projection import has_hooks, project
 from yolo_dcnv4.ops.autocast import autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting
@@ -246,7 +248,10 @@ class DCNv4(nn.Module):
                 raise ValueError(
                     f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(input.shape)}"
                 )
-            out = self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if self._is_plain():
+                out = infer(self, input)
+            else:
+                out = self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return out if _is_channels_last(input) else out.contiguous()
         if input.dim() != 3 or input.shape[2] != self.channels:
             raise ValueError(
@@ -272,6 +277,22 @@ class DCNv4(nn.Module):
         # a module, so that FLOP counters go on seeing its multiply-adds
         self.packed_proj = MergedProjection((self.value_proj, self.offset_mask), pad=self.offset_mask.weight.is_cuda)
         del self.value_proj, self.offset_mask
+
+    def _is_plain(self) -> bool:
+        """Return whether the layer is fused, and this call of it neither recorded, nor traced, nor seen by hooks."""
+        # past nn.Module.__getattr__, as in `infer`
+        modules: dict[str, Any] = self._modules
+        packed_proj: Any = modules.get("packed_proj")
+        output_proj: Any = modules.get("output_proj")
+        core = modules["core"]
+        return (
+            (type(packed_proj), type(core), type(output_proj)) == (MergedProjection, DCNv4Core, nn.Linear)
+            and not self.center_feature_scale
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not is_exporting()
+            and not (has_hooks(packed_proj) or has_hooks(core) or has_hooks(output_proj) or _has_any_global_hook())
+        )
 
     def _reads_one_input(self) -> bool:
         # whether value and offset_mask are projections of the same pixels

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,10 +19,6 @@ MOST_ELEMENTS = 1 << 22
 def project(projection: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer to each pixel.
 
-    With the environment variable CUBLAS_WORKSPACE_CONFIG set, as `ultralytics.YOLO` sets it, torch reads and parses it
-    in every product by cuBLAS, 0.1 ms with a bias on a fast CPU, ten times what a launch takes. A
-    GPU would wait for that at small maps, so that half-precision inference takes a 1 x 1 convolution by cuDNN there.
-
     Args:
         projection: The layer; hooks on it run.
         x: (N, H, W, C).
@@ -27,24 +26,59 @@ def project(projection: nn.Linear, x: Tensor) -> Tensor:
     Returns:
         (N, H, W, C_out), with added numbers behind it where the layer has them.
     """
-    if not _as_convolution(projection, x):
-        return projection(x)
-    weight: Tensor = projection.weight
-    bias: Tensor | None = projection.bias
-    if isinstance(projection, MergedProjection):
-        weight, bias = projection.all_weight, projection.all_bias
-    return F.conv2d(x.permute(0, 3, 1, 2), weight.view(*weight.shape, 1, 1), bias).permute(0, 2, 3, 1)
+    if (
+        x.is_cuda
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not is_exporting()
+        and type(projection) in (nn.Linear, MergedProjection)
+        and not has_hooks(projection)
+        and parses(x)
+    ):
+        return convolve(projection, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return projection(x)
 
 
-def _as_convolution(projection: nn.Linear, x: Tensor) -> bool:
+def parses(x: Tensor) -> bool:
+    """Return whether a product with these pixels takes longer than a convolution, for what the CPU does before it.
+
+    With the environment variable CUBLAS_WORKSPACE_CONFIG set, as `ultralytics.YOLO` sets it, torch reads and parses it
+    in every product by cuBLAS, 0.1 ms with a bias on a fast CPU, ten times what a launch takes. A GPU would wait for
+    that at small maps, so that half-precision inference takes convolutions by cuDNN there.
+
+    Args:
+        x: A map, its dimensions in any order.
+    """
     # float32 stays a product: convolutions may round it to TF32, products may not
     return (
         x.is_cuda
-        and x.numel() <= MOST_ELEMENTS
         and x.dtype in (torch.float16, torch.bfloat16)
-        and not torch.is_grad_enabled()
-        and type(projection) in (nn.Linear, MergedProjection)
-        and not (projection._forward_hooks or projection._forward_pre_hooks)
-        and not torch.compiler.is_compiling()
-        and not is_exporting()
+        and 0 < x.numel() <= MOST_ELEMENTS
+        and "CUBLAS_WORKSPACE_CONFIG" in os.environ
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether hooks on the module wait for its next call."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def multiply(projection: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer to each pixel of (N, H, W, C) as its call does, past its hooks."""
+    return F.linear(x, *_numbers(projection))
+
+
+def convolve(projection: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer to each pixel of (N, C, H, W) in channels-last memory format, past its hooks."""
+    weight, bias = _numbers(projection)
+    return F.conv2d(x, weight.view(*weight.shape, 1, 1), bias)
+
+
+def _numbers(projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    # past nn.Module.__getattr__, which takes as long as a view
+    own: Any
+    if type(projection) is MergedProjection:
+        own = projection._buffers
+        return own["all_weight"], own["all_bias"]
+    own = projection._parameters
+    return own["weight"], own["bias"]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils.deterministic
 from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.checks import check_arguments
+from yolo_dcnv4.ops.dispatch import dispatch, register_autograd
 from yolo_dcnv4.ops.export import decompose, leaves_decomposed
 from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.reference import reference_forward
@@ -74,29 +74,6 @@ def dcnv4(
     return dispatch(_DCNV4, dense_rows(value), dense_rows(offset_mask), *arguments)
 
 
-def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
-    """Call an operator in the way that takes the least time."""
-    if torch.compiler.is_compiling():
-        return operator(*arguments)
-    memory: Any = torch.utils.deterministic
-    if not torch.are_deterministic_algorithms_enabled() or not memory.fill_uninitialized_memory:
-        return _dispatch(operator, arguments)
-    # deterministic algorithms fill all new memory with NaN first; the kernels write every element of theirs anyway
-    memory.fill_uninitialized_memory = False
-    try:
-        return _dispatch(operator, arguments)
-    finally:
-        memory.fill_uninitialized_memory = True
-
-
-def _dispatch(operator: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> Any:
-    # past its autograd rule where no gradient is recorded: that rule is a Python function
-    if torch.is_grad_enabled():
-        return operator(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
-
-
 def has_kernel(tensor: Tensor) -> bool:
     """Whether the dispatcher's entry for the tensor's device runs here; an old GPU may find no code for itself."""
     return not tensor.is_cuda or torch.compiler.is_compiling() or not cuda_obstacle(tensor.get_device())
@@ -104,7 +81,10 @@ def has_kernel(tensor: Tensor) -> bool:
 
 def dense_rows(tensor: Tensor) -> Tensor:
     """Return the tensor in a layout that the kernels take: any strides but the last."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    if tensor.stride(-1) == 1 or tensor.shape[-1] == 1:
+        return tensor
+    # contiguous() would leave the strides of an empty batch as they are
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("yolo_dcnv4::dcnv4")
@@ -162,5 +142,5 @@ def refuse_double_backward(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-torch.library.register_autograd("yolo_dcnv4::dcnv4", _backward, setup_context=_setup_context)
+register_autograd(_DCNV4, _setup_context, _backward)
 torch.library.register_autograd("yolo_dcnv4::dcnv4_backward", refuse_double_backward)

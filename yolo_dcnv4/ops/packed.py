@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from yolo_dcnv4.ops.autocast import to_autocast_dtype
-from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows, dispatch, has_kernel, refuse_double_backward
+from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows, has_kernel, refuse_double_backward
+from yolo_dcnv4.ops.dispatch import dispatch, register_autograd
 from yolo_dcnv4.ops.export import leaves_decomposed
 from yolo_dcnv4.ops.window import Window
 
@@ -104,5 +105,5 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_packed, *(None,) * len(ctx.arguments)
 
 
-torch.library.register_autograd("yolo_dcnv4::dcnv4_packed", _backward, setup_context=_setup_context)
+register_autograd(_PACKED, _setup_context, _backward)
 torch.library.register_autograd("yolo_dcnv4::dcnv4_packed_backward", refuse_double_backward)
