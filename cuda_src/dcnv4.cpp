@@ -1,7 +1,6 @@
 #include "host.h"
 
 #include <limits>
-#include <tuple>
 
 namespace yolo_dcnv4 {
 
@@ -24,12 +23,19 @@ DType dtype_of(const Tensor& value) {
   }
 }
 
-Strides strides_of(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4, name, " must have 4 dimensions, got ", tensor.dim());
-  STD_TORCH_CHECK(
-      tensor.size(3) <= 1 || tensor.stride(3) == 1, name, " must be dense in its last dimension, got stride ",
-      tensor.stride(3));
-  return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+const char* name_of(DType dtype) {
+  constexpr const char* names[] = {"float64", "float32", "float16", "bfloat16"};
+  return names[static_cast<int>(dtype)];
+}
+
+int64_t bytes_of(DType dtype) {
+  constexpr int64_t bytes[] = {8, 4, 2, 2};
+  return bytes[static_cast<int>(dtype)];
+}
+
+// null where an empty tensor has no memory
+void* part_of(void* data, int64_t elements, DType dtype) {
+  return data ? static_cast<char*>(data) + elements * bytes_of(dtype) : nullptr;
 }
 
 int narrow(const char* name, int64_t value, int64_t minimum) {
@@ -47,14 +53,38 @@ int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t paddin
 
 }  // namespace
 
-Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Options& options) {
-  Problem p{};
-  p.dtype = dtype_of(value);
+Map map_of(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() == 4, name, " must have 4 dimensions, got ", tensor.dim());
+  Map map{
+      dtype_of(tensor),
+      tensor.data_ptr(),
+      tensor.size(0),
+      tensor.size(1),
+      tensor.size(2),
+      tensor.size(3),
+      {tensor.stride(0), tensor.stride(1), tensor.stride(2)}};
   STD_TORCH_CHECK(
-      offset_mask.scalar_type() == value.scalar_type(), "value and offset_mask must have one dtype, got scalar types ",
-      static_cast<int>(value.scalar_type()), " and ", static_cast<int>(offset_mask.scalar_type()));
-  p.value = strides_of("value", value);
-  p.offset_mask = strides_of("offset_mask", offset_mask);
+      map.c <= 1 || tensor.stride(3) == 1, name, " must be dense in its last dimension, got stride ", tensor.stride(3));
+  return map;
+}
+
+std::pair<Map, Map> split(const Map& packed, int64_t channels) {
+  STD_TORCH_CHECK(channels >= 1 && channels < packed.c, "channels must lie in [1, ", packed.c - 1, "], got ", channels);
+  Map value = packed, offset_mask = packed;
+  value.c = channels;
+  offset_mask.c = packed.c - channels;
+  offset_mask.data = part_of(packed.data, channels, packed.dtype);
+  return {value, offset_mask};
+}
+
+Problem make_problem(const Map& value, const Map& offset_mask, const Options& options) {
+  Problem p{};
+  p.dtype = value.dtype;
+  STD_TORCH_CHECK(
+      offset_mask.dtype == value.dtype, "value and offset_mask must have one dtype, got ", name_of(value.dtype),
+      " and ", name_of(offset_mask.dtype));
+  p.value = value.strides;
+  p.offset_mask = offset_mask.strides;
 
   const auto& w = options.window;
   STD_TORCH_CHECK(w.size() == 8, "window must hold 8 ints, got ", w.size());
@@ -62,20 +92,19 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
               narrow("stride width", w[3], 1),    narrow("padding height", w[4], 0), narrow("padding width", w[5], 0),
               narrow("dilation height", w[6], 1), narrow("dilation width", w[7], 1)};
 
-  p.batch = value.size(0);
-  p.height = narrow("height of value", value.size(1), 1);
-  p.width = narrow("width of value", value.size(2), 1);
-  p.out_height = narrow("height of offset_mask", offset_mask.size(1), 1);
-  p.out_width = narrow("width of offset_mask", offset_mask.size(2), 1);
+  p.batch = value.n;
+  p.height = narrow("height of value", value.h, 1);
+  p.width = narrow("width of value", value.w, 1);
+  p.out_height = narrow("height of offset_mask", offset_mask.h, 1);
+  p.out_width = narrow("width of offset_mask", offset_mask.w, 1);
   const int64_t out_h = output_size(p.height, w[0], w[2], w[4], w[6]);
   const int64_t out_w = output_size(p.width, w[1], w[3], w[5], w[7]);
   STD_TORCH_CHECK(
-      offset_mask.size(0) == p.batch && p.out_height == out_h && p.out_width == out_w, "offset_mask must be of shape (",
-      p.batch, ", ", out_h, ", ", out_w, ", R), got (", offset_mask.size(0), ", ", p.out_height, ", ", p.out_width,
-      ", R)");
+      offset_mask.n == p.batch && p.out_height == out_h && p.out_width == out_w, "offset_mask must be of shape (",
+      p.batch, ", ", out_h, ", ", out_w, ", R), got (", offset_mask.n, ", ", p.out_height, ", ", p.out_width, ", R)");
 
   p.groups = narrow("groups", options.groups, 1);
-  const int channels = narrow("channels of value", value.size(3), 1);
+  const int channels = narrow("channels of value", value.c, 1);
   STD_TORCH_CHECK(channels % p.groups == 0, "groups must divide the ", channels, " channels of value, got ", p.groups);
   p.group_width = channels / p.groups;
   p.remove_center = options.remove_center;
@@ -83,7 +112,7 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
       !p.remove_center || (w[0] % 2 == 1 && w[1] % 2 == 1), "remove_center needs an odd kernel, got ", w[0], " x ",
       w[1]);
   p.points = narrow("number of sampling points", w[0] * w[1] - (p.remove_center ? 1 : 0), 1);
-  p.row = offset_mask.size(3);
+  p.row = offset_mask.c;
   STD_TORCH_CHECK(
       p.row >= 3 * static_cast<int64_t>(p.groups) * p.points, "offset_mask must have at least ",
       3 * static_cast<int64_t>(p.groups) * p.points, " entries in its last dimension, got ", p.row);
@@ -92,59 +121,62 @@ Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Optio
   return p;
 }
 
-void set_grad_output(Problem& p, const Tensor& grad_output) {
-  p.grad_output = strides_of("grad_output", grad_output);
+void set_grad_output(Problem& p, const Map& grad_output) {
+  p.grad_output = grad_output.strides;
   STD_TORCH_CHECK(
-      grad_output.size(0) == p.batch && grad_output.size(1) == p.out_height && grad_output.size(2) == p.out_width &&
-          grad_output.size(3) == p.channels(),
+      grad_output.n == p.batch && grad_output.h == p.out_height && grad_output.w == p.out_width &&
+          grad_output.c == p.channels(),
       "grad_output must be of shape (", p.batch, ", ", p.out_height, ", ", p.out_width, ", ", p.channels(), ")");
-  STD_TORCH_CHECK(dtype_of(grad_output) == p.dtype, "grad_output must have the dtype of value");
+  STD_TORCH_CHECK(grad_output.dtype == p.dtype, "grad_output must have the dtype of value");
 }
 
-Tensor empty_output(const Tensor& value, const Problem& p) {
-  return torch::stable::new_empty(value, {p.batch, p.out_height, p.out_width, p.channels()});
+Tensor room(const Tensor& like, const std::vector<int64_t>& sizes, Element element) {
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  if (element == Element::float32) dtype = aoti_torch_dtype_float32();
+  if (element == Element::int64) dtype = aoti_torch_dtype_int64();
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
-std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels) {
-  STD_TORCH_CHECK(packed.dim() == 4, "packed must have 4 dimensions, got ", packed.dim());
-  STD_TORCH_CHECK(
-      channels >= 1 && channels < packed.size(3), "channels must lie in [1, ", packed.size(3) - 1, "], got ", channels);
-  // narrow takes its tensor by mutable reference
-  Tensor whole = packed;
-  return {
-      torch::stable::narrow(whole, 3, 0, channels),
-      torch::stable::narrow(whole, 3, channels, packed.size(3) - channels)};
+Tensor empty_output(const Tensor& like, const Problem& p) {
+  return room(like, {p.batch, p.out_height, p.out_width, p.channels()});
 }
 
-namespace {
-
-Tensor room_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
-
-}  // namespace
-
-Gradients::Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask)
-    : value(needs_value ? room_like(value) : torch::stable::new_empty(value, {0})),
-      offset_mask(needs_offset_mask ? room_like(offset_mask) : torch::stable::new_empty(value, {0})) {}
-
-Gradients::Gradients(const Tensor& packed, int64_t channels) : packed(room_like(packed)) {
-  std::tie(value, offset_mask) = unpack(this->packed, channels);
+Gradients::Gradients(const Tensor& like, const Problem& p, bool needs_value, bool needs_offset_mask)
+    : value_data(nullptr), offset_mask_data(nullptr), value_row(p.channels()), offset_mask_row(p.row) {
+  const std::vector<int64_t> none{0};
+  value = room(like, needs_value ? std::vector<int64_t>{p.batch, p.height, p.width, value_row} : none);
+  offset_mask =
+      room(like, needs_offset_mask ? std::vector<int64_t>{p.batch, p.out_height, p.out_width, offset_mask_row} : none);
+  if (needs_value) value_data = value.data_ptr();
+  if (needs_offset_mask) offset_mask_data = offset_mask.data_ptr();
 }
+
+Gradients::Gradients(const Tensor& like, const Problem& p)
+    : packed(room(like, {p.batch, p.height, p.width, p.channels() + p.row})),
+      value_data(packed.data_ptr()),
+      offset_mask_data(part_of(value_data, p.channels(), p.dtype)),
+      value_row(p.channels() + p.row),
+      offset_mask_row(value_row) {}
 
 BackwardArgs backward_args(
-    const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
-    const Gradients& gradients) {
-  const auto pointer = [](const Tensor& t) { return t.numel() ? t.data_ptr() : nullptr; };
-  const bool packed = gradients.packed.defined();
-  const int64_t row = p.channels() + p.row;
+    const Problem& p, const Map& grad_output, const Map& value, const Map& offset_mask, const Gradients& gradients) {
   return {
       p,
-      grad_output.data_ptr(),
-      value.data_ptr(),
-      offset_mask.data_ptr(),
-      pointer(gradients.value),
-      pointer(gradients.offset_mask),
-      packed ? row : p.channels(),
-      packed ? row : p.row};
+      grad_output.data,
+      value.data,
+      offset_mask.data,
+      gradients.value_data,
+      gradients.offset_mask_data,
+      gradients.value_row,
+      gradients.offset_mask_row};
 }
 
 }  // namespace yolo_dcnv4

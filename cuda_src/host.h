@@ -23,27 +23,47 @@ struct Options {
   bool remove_center, softmax;
 };
 
+// A tensor of four dimensions, dense in the last, or a part of its last dimension. Each question to a tensor is a call
+// into torch, and a view an operator of its own; at small maps either takes as long as a launch.
+struct Map {
+  DType dtype;
+  void* data;
+  int64_t n, h, w, c;
+  Strides strides;
+};
+
+Map map_of(const char* name, const Tensor& tensor);
+
+// value and offset_mask as parts of one map (N, H, W, C + R)
+std::pair<Map, Map> split(const Map& packed, int64_t channels);
+
 // Python checks arguments with readable messages; this guards callers that come straight to the dispatcher
-Problem make_problem(const Tensor& value, const Tensor& offset_mask, const Options& options);
-void set_grad_output(Problem& problem, const Tensor& grad_output);
+Problem make_problem(const Map& value, const Map& offset_mask, const Options& options);
+void set_grad_output(Problem& problem, const Map& grad_output);
+
+// an element of what is allocated beside a tensor: its own, or one for sums
+enum class Element { same, float32, int64 };
+
+// contiguous, on the device of a tensor
+Tensor room(const Tensor& like, const std::vector<int64_t>& sizes, Element element = Element::same);
 
 // contiguous (N, H_out, W_out, C)
-Tensor empty_output(const Tensor& value, const Problem& problem);
+Tensor empty_output(const Tensor& like, const Problem& problem);
 
-// value and offset_mask as views of one tensor (N, H, W, C + R)
-std::pair<Tensor, Tensor> unpack(const Tensor& packed, int64_t channels);
-
-// Room for what the backward kernels write. `value` and `offset_mask` are contiguous, empty where they are not needed,
-// or views of `packed`. Padding is left to the kernels.
+// Room for what the backward kernels write: two tensors, empty where one is not needed, or one for both. Padding is
+// left to the kernels.
 struct Gradients {
   Tensor value, offset_mask, packed;
+  // null where not needed
+  void *value_data, *offset_mask_data;
+  int64_t value_row, offset_mask_row;
 
-  Gradients(const Tensor& value, const Tensor& offset_mask, bool needs_value, bool needs_offset_mask);
-  Gradients(const Tensor& packed, int64_t channels);
+  Gradients(const Tensor& like, const Problem& problem, bool needs_value, bool needs_offset_mask);
+  Gradients(const Tensor& like, const Problem& problem);
 };
 
 BackwardArgs backward_args(
-    const Problem& problem, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
+    const Problem& problem, const Map& grad_output, const Map& value, const Map& offset_mask,
     const Gradients& gradients);
 
 }  // namespace yolo_dcnv4

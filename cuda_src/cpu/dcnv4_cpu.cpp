@@ -1,7 +1,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "../host.h"
 #include "dcnv4_kernel.h"
@@ -34,16 +34,29 @@ const NamedKernels& best_kernels() {
   return best;
 }
 
-Tensor forward(
-    const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
-    bool remove_center, bool softmax) {
-  const Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  Tensor out = empty_output(value, p);
-  const ForwardArgs args{p, value.data_ptr(), offset_mask.data_ptr(), out.data_ptr()};
+Tensor forward_maps(const Tensor& like, const Map& value, const Map& offset_mask, const Options& options) {
+  const Problem p = make_problem(value, offset_mask, options);
+  Tensor out = empty_output(like, p);
+  const ForwardArgs args{p, value.data, offset_mask.data, out.data_ptr()};
   const CpuKernels& kernels = best_kernels().kernels;
   torch::stable::parallel_for(
       0, p.batch * p.out_height, 1, [&](int64_t begin, int64_t end) { kernels.forward(args, begin, end); });
   return out;
+}
+
+Tensor forward(
+    const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
+    bool remove_center, bool softmax) {
+  return forward_maps(
+      value, map_of("value", value), map_of("offset_mask", offset_mask),
+      {groups, window, offset_scale, remove_center, softmax});
+}
+
+Tensor forward_packed(
+    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
+    bool softmax, int64_t channels) {
+  const auto [value, offset_mask] = split(map_of("packed", packed), channels);
+  return forward_maps(packed, value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
 }
 
 void run_backward(const BackwardArgs& args) {
@@ -60,28 +73,24 @@ std::tuple<Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
     std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
     bool needs_offset_mask, bool /*deterministic: always is*/) {
-  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad_output);
-  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask);
-  run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
+  const Map pixels = map_of("value", value), records = map_of("offset_mask", offset_mask);
+  const Map grad = map_of("grad_output", grad_output);
+  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad);
+  const Gradients gradients(value, p, needs_value, needs_offset_mask);
+  run_backward(backward_args(p, grad, pixels, records, gradients));
   return {gradients.value, gradients.offset_mask};
-}
-
-Tensor forward_packed(
-    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
-    bool softmax, int64_t channels) {
-  const auto [value, offset_mask] = unpack(packed, channels);
-  return forward(value, offset_mask, groups, std::move(window), offset_scale, remove_center, softmax);
 }
 
 Tensor backward_packed(
     const Tensor& grad_output, const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale,
     bool remove_center, bool softmax, int64_t channels, bool /*deterministic: always is*/) {
-  const auto [value, offset_mask] = unpack(packed, channels);
-  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad_output);
-  const Gradients gradients(packed, channels);
-  run_backward(backward_args(p, grad_output, value, offset_mask, gradients));
+  const auto [pixels, records] = split(map_of("packed", packed), channels);
+  const Map grad = map_of("grad_output", grad_output);
+  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad);
+  const Gradients gradients(packed, p);
+  run_backward(backward_args(p, grad, pixels, records, gradients));
   return gradients.packed;
 }
 

@@ -1,7 +1,8 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <limits>
-#include <utility>
+#include <optional>
+#include <tuple>
 
 #include "../host.h"
 #include "launch.h"
@@ -39,39 +40,49 @@ void check_extents(const Problem& p) {
       " pixels is too large; the CUDA kernels take up to ", limit, " elements an image");
 }
 
+Tensor forward_maps(const Tensor& like, const Map& value, const Map& offset_mask, const Options& options) {
+  const Problem p = make_problem(value, offset_mask, options);
+  check_extents(p);
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device());
+  Tensor out = empty_output(like, p);
+  if (p.batch > 0) {
+    const ForwardArgs args{p, value.data, offset_mask.data, out.data_ptr()};
+    check_cuda(launch_forward(args, current_stream(like)), "the DCNv4 forward kernel");
+  }
+  return out;
+}
+
 Tensor forward(
     const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
     bool remove_center, bool softmax) {
-  const Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  check_extents(p);
-  const torch::stable::accelerator::DeviceGuard guard(value.get_device());
-  Tensor out = empty_output(value, p);
-  if (p.batch > 0) {
-    const ForwardArgs args{p, value.data_ptr(), offset_mask.data_ptr(), out.data_ptr()};
-    check_cuda(launch_forward(args, current_stream(value)), "the DCNv4 forward kernel");
-  }
-  return out;
+  return forward_maps(
+      value, map_of("value", value), map_of("offset_mask", offset_mask),
+      {groups, window, offset_scale, remove_center, softmax});
+}
+
+Tensor forward_packed(
+    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
+    bool softmax, int64_t channels) {
+  const auto [value, offset_mask] = split(map_of("packed", packed), channels);
+  return forward_maps(packed, value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
 }
 
 bool accumulates_in_place(const Problem& p, bool deterministic) {
   return (p.dtype == DType::float32 || p.dtype == DType::float64) && !deterministic;
 }
 
-void run_backward(
-    const Problem& p, const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask,
-    const Gradients& gradients, bool deterministic) {
-  using torch::headeronly::ScalarType;
-  CudaBackwardArgs args{
-      backward_args(p, grad_output, value, offset_mask, gradients), nullptr, nullptr, deterministic, 0};
+void run_backward(const BackwardArgs& common, const Tensor& like, bool deterministic) {
+  const Problem& p = common.problem;
+  CudaBackwardArgs args{common, nullptr, nullptr, deterministic, 0};
   if (p.batch == 0) return;
   args.plane_warps = choose_plane_warps(args);
-  const cudaStream_t stream = current_stream(value);
-  Tensor sums = torch::stable::new_empty(value, {0});
+  const cudaStream_t stream = current_stream(like);
+  std::optional<Tensor> sums;
   if (args.grad_value && !args.plane_warps && !accumulates_in_place(p, deterministic)) {
-    const int64_t elements = value.numel() + (deterministic ? kBounds : 0);
-    sums = torch::stable::new_empty(value, {elements}, deterministic ? ScalarType::Long : ScalarType::Float);
-    args.sums = sums.data_ptr();
-    if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + value.numel();
+    const int64_t elements = p.batch * p.pixels() * p.channels();
+    sums = room(like, {elements + (deterministic ? kBounds : 0)}, deterministic ? Element::int64 : Element::float32);
+    args.sums = sums->data_ptr();
+    if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + elements;
   }
   check_cuda(launch_backward(args, stream), "a DCNv4 backward kernel");
 }
@@ -80,32 +91,28 @@ std::tuple<Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
     std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
     bool needs_offset_mask, bool deterministic) {
-  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad_output);
+  const Map pixels = map_of("value", value), records = map_of("offset_mask", offset_mask);
+  const Map grad = map_of("grad_output", grad_output);
+  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad);
   check_extents(p);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device());
-  const Gradients gradients(value, offset_mask, needs_value, needs_offset_mask);
-  run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
+  const Gradients gradients(value, p, needs_value, needs_offset_mask);
+  run_backward(backward_args(p, grad, pixels, records, gradients), value, deterministic);
   return {gradients.value, gradients.offset_mask};
-}
-
-Tensor forward_packed(
-    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
-    bool softmax, int64_t channels) {
-  const auto [value, offset_mask] = unpack(packed, channels);
-  return forward(value, offset_mask, groups, std::move(window), offset_scale, remove_center, softmax);
 }
 
 Tensor backward_packed(
     const Tensor& grad_output, const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale,
     bool remove_center, bool softmax, int64_t channels, bool deterministic) {
-  const auto [value, offset_mask] = unpack(packed, channels);
-  Problem p = make_problem(value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad_output);
+  const auto [pixels, records] = split(map_of("packed", packed), channels);
+  const Map grad = map_of("grad_output", grad_output);
+  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
+  set_grad_output(p, grad);
   check_extents(p);
   const torch::stable::accelerator::DeviceGuard guard(packed.get_device());
-  const Gradients gradients(packed, channels);
-  run_backward(p, grad_output, value, offset_mask, gradients, deterministic);
+  const Gradients gradients(packed, p);
+  run_backward(backward_args(p, grad, pixels, records, gradients), packed, deterministic);
   return gradients.packed;
 }
 
