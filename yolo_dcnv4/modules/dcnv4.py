@@ -286,11 +286,13 @@ class DCNv4(nn.Module):
         output_proj: Any = modules.get("output_proj")
         core = modules["core"]
         return (
-            (type(packed_proj), type(core), type(output_proj)) == (MergedProjection, DCNv4Core, nn.Linear)
+            type(packed_proj) is MergedProjection
+            and type(core) is DCNv4Core
+            and type(output_proj) is nn.Linear
             and not self.center_feature_scale
             and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not is_exporting()
+            # an export of torch.export counts as compiling
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             and not (has_hooks(packed_proj) or has_hooks(core) or has_hooks(output_proj) or _has_any_global_hook())
         )
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from yolo_dcnv4.modules.projection import convolve, multiply, parses
-from yolo_dcnv4.ops.packed import dcnv4_packed
+from yolo_dcnv4.ops.dcnv4 import dense_rows
+from yolo_dcnv4.ops.packed import infer_packed
 
 if TYPE_CHECKING:
     from yolo_dcnv4.modules.dcnv4 import DCNv4
@@ -27,18 +28,10 @@ def infer(layer: DCNv4, x: Tensor) -> Tensor:
     # nn.Module.__getattr__ takes as long as what it leads to here
     modules: dict[str, Any] = layer._modules
     packed_proj, core, output_proj = modules["packed_proj"], modules["core"], modules["output_proj"]
-    if convolution := parses(x):
+    arguments = layer.channels, core.group, core.window, core.offset_scale, core.remove_center
+    if parses(x):
         packed = convolve(packed_proj, x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
-    else:
-        packed = multiply(packed_proj, x.permute(0, 2, 3, 1).contiguous())
-    out = dcnv4_packed(
-        packed,
-        channels=layer.channels,
-        groups=core.group,
-        window=core.window,
-        offset_scale=core.offset_scale,
-        remove_center=core.remove_center,
-    )
-    if convolution:
+        out = infer_packed(dense_rows(packed), *arguments)
         return convolve(output_proj, out.permute(0, 3, 1, 2))
-    return multiply(output_proj, out).permute(0, 3, 1, 2)
+    packed = multiply(packed_proj, x.permute(0, 2, 3, 1).contiguous())
+    return multiply(output_proj, infer_packed(packed, *arguments)).permute(0, 3, 1, 2)
