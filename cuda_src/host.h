@@ -23,8 +23,8 @@ struct Options {
   bool remove_center, softmax;
 };
 
-// A tensor of four dimensions, dense in the last, or a part of its last dimension. Each question to a tensor is a call
-// into torch, and a view an operator of its own; at small maps either takes as long as a launch.
+// A tensor of four dimensions, dense in the last, or a part of its last dimension. A view would be an operator of its
+// own, which takes as long as a launch.
 struct Map {
   DType dtype;
   void* data;

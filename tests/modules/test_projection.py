@@ -5,12 +5,28 @@ import torch
 from torch import nn
 
 from yolo_dcnv4 import DCNv4
-from yolo_dcnv4.modules.projection import project
+from yolo_dcnv4.modules.projection import convolve, multiply, project
 
 
 def test_calls_the_layer_on_a_cpu():
     layer, x = nn.Linear(8, 5), torch.randn(2, 3, 4, 8)
     assert torch.equal(project(layer, x), layer(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_the_call(bias):
+    layer, x = nn.Linear(8, 5, bias=bias), torch.randn(2, 3, 4, 8)
+    # as nn.DataParallel copies a module
+    replica = layer._replicate_for_data_parallel()
+    replica.weight = layer.weight.clone()
+    if bias:
+        replica.bias = layer.bias.clone()
+    else:
+        replica._parameters["bias"] = None
+    for module in (layer, replica):
+        assert torch.equal(multiply(module, x), layer(x))
+        convolved = convolve(module, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(convolved, layer(x))
 
 
 @pytest.fixture

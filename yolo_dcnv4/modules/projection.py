@@ -80,5 +80,6 @@ def _numbers(projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
     if type(projection) is MergedProjection:
         own = projection._buffers
         return own["all_weight"], own["all_bias"]
-    own = projection._parameters
-    return own["weight"], own["bias"]
+    # replicas of nn.DataParallel hold theirs as plain attributes
+    own = projection._parameters if "weight" in projection._parameters else vars(projection)
+    return own["weight"], own.get("bias")
