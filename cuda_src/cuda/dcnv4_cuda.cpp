@@ -2,9 +2,8 @@
 
 #include <limits>
 #include <optional>
-#include <tuple>
 
-#include "../host.h"
+#include "../operators.h"
 #include "launch.h"
 
 // weak: a CPU-only torch lacks the symbol, and the library must load there too
@@ -40,81 +39,37 @@ void check_extents(const Problem& p) {
       " pixels is too large; the CUDA kernels take up to ", limit, " elements an image");
 }
 
-Tensor forward_maps(const Tensor& like, const Map& value, const Map& offset_mask, const Options& options) {
-  const Problem p = make_problem(value, offset_mask, options);
-  check_extents(p);
-  const torch::stable::accelerator::DeviceGuard guard(like.get_device());
-  Tensor out = empty_output(like, p);
-  if (p.batch > 0) {
-    const ForwardArgs args{p, value.data, offset_mask.data, out.data_ptr()};
-    check_cuda(launch_forward(args, current_stream(like)), "the DCNv4 forward kernel");
-  }
-  return out;
-}
-
-Tensor forward(
-    const Tensor& value, const Tensor& offset_mask, int64_t groups, std::vector<int64_t> window, double offset_scale,
-    bool remove_center, bool softmax) {
-  return forward_maps(
-      value, map_of("value", value), map_of("offset_mask", offset_mask),
-      {groups, window, offset_scale, remove_center, softmax});
-}
-
-Tensor forward_packed(
-    const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale, bool remove_center,
-    bool softmax, int64_t channels) {
-  const auto [value, offset_mask] = split(map_of("packed", packed), channels);
-  return forward_maps(packed, value, offset_mask, {groups, window, offset_scale, remove_center, softmax});
-}
-
 bool accumulates_in_place(const Problem& p, bool deterministic) {
   return (p.dtype == DType::float32 || p.dtype == DType::float64) && !deterministic;
 }
 
-void run_backward(const BackwardArgs& common, const Tensor& like, bool deterministic) {
-  const Problem& p = common.problem;
-  CudaBackwardArgs args{common, nullptr, nullptr, deterministic, 0};
-  if (p.batch == 0) return;
-  args.plane_warps = choose_plane_warps(args);
-  const cudaStream_t stream = current_stream(like);
-  std::optional<Tensor> sums;
-  if (args.grad_value && !args.plane_warps && !accumulates_in_place(p, deterministic)) {
-    const int64_t elements = p.batch * p.pixels() * p.channels();
-    sums = room(like, {elements + (deterministic ? kBounds : 0)}, deterministic ? Element::int64 : Element::float32);
-    args.sums = sums->data_ptr();
-    if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + elements;
+struct Cuda {
+  struct Scope {
+    Scope(const Tensor& like, const Problem& p) : guard(like.get_device()) { check_extents(p); }
+    torch::stable::accelerator::DeviceGuard guard;
+  };
+
+  static void forward(const ForwardArgs& args, const Tensor& like) {
+    if (args.problem.batch == 0) return;
+    check_cuda(launch_forward(args, current_stream(like)), "the DCNv4 forward kernel");
   }
-  check_cuda(launch_backward(args, stream), "a DCNv4 backward kernel");
-}
 
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& grad_output, const Tensor& value, const Tensor& offset_mask, int64_t groups,
-    std::vector<int64_t> window, double offset_scale, bool remove_center, bool softmax, bool needs_value,
-    bool needs_offset_mask, bool deterministic) {
-  const Map pixels = map_of("value", value), records = map_of("offset_mask", offset_mask);
-  const Map grad = map_of("grad_output", grad_output);
-  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad);
-  check_extents(p);
-  const torch::stable::accelerator::DeviceGuard guard(value.get_device());
-  const Gradients gradients(value, p, needs_value, needs_offset_mask);
-  run_backward(backward_args(p, grad, pixels, records, gradients), value, deterministic);
-  return {gradients.value, gradients.offset_mask};
-}
-
-Tensor backward_packed(
-    const Tensor& grad_output, const Tensor& packed, int64_t groups, std::vector<int64_t> window, double offset_scale,
-    bool remove_center, bool softmax, int64_t channels, bool deterministic) {
-  const auto [pixels, records] = split(map_of("packed", packed), channels);
-  const Map grad = map_of("grad_output", grad_output);
-  Problem p = make_problem(pixels, records, {groups, window, offset_scale, remove_center, softmax});
-  set_grad_output(p, grad);
-  check_extents(p);
-  const torch::stable::accelerator::DeviceGuard guard(packed.get_device());
-  const Gradients gradients(packed, p);
-  run_backward(backward_args(p, grad, pixels, records, gradients), packed, deterministic);
-  return gradients.packed;
-}
+  static void backward(const BackwardArgs& common, const Tensor& like, bool deterministic) {
+    const Problem& p = common.problem;
+    CudaBackwardArgs args{common, nullptr, nullptr, deterministic, 0};
+    if (p.batch == 0) return;
+    args.plane_warps = choose_plane_warps(args);
+    const cudaStream_t stream = current_stream(like);
+    std::optional<Tensor> sums;
+    if (args.grad_value && !args.plane_warps && !accumulates_in_place(p, deterministic)) {
+      const int64_t elements = p.batch * p.pixels() * p.channels();
+      sums = room(like, {elements + (deterministic ? kBounds : 0)}, deterministic ? Element::int64 : Element::float32);
+      args.sums = sums->data_ptr();
+      if (deterministic) args.bounds = static_cast<int64_t*>(args.sums) + elements;
+    }
+    check_cuda(launch_backward(args, stream), "a DCNv4 backward kernel");
+  }
+};
 
 std::string obstacle(int64_t device) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
@@ -130,10 +85,11 @@ std::string obstacle(int64_t device) {
 }  // namespace yolo_dcnv4
 
 STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CUDA, m) {
-  m.impl("dcnv4", TORCH_BOX(&yolo_dcnv4::forward));
-  m.impl("dcnv4_backward", TORCH_BOX(&yolo_dcnv4::backward));
-  m.impl("dcnv4_packed", TORCH_BOX(&yolo_dcnv4::forward_packed));
-  m.impl("dcnv4_packed_backward", TORCH_BOX(&yolo_dcnv4::backward_packed));
+  using Operators = yolo_dcnv4::Operators<yolo_dcnv4::Cuda>;
+  m.impl("dcnv4", TORCH_BOX(&Operators::forward));
+  m.impl("dcnv4_backward", TORCH_BOX(&Operators::backward));
+  m.impl("dcnv4_packed", TORCH_BOX(&Operators::forward_packed));
+  m.impl("dcnv4_packed_backward", TORCH_BOX(&Operators::backward_packed));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(yolo_dcnv4, CompositeExplicitAutograd, m) {
