@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from yolo_dcnv4 import DCNv4
+from yolo_dcnv4.modules import projection
 from yolo_dcnv4.modules.projection import convolve, multiply, project
 
 
@@ -31,7 +32,8 @@ def test_without_the_call(bias):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """The variable that torch parses in every product, as `ultralytics.YOLO` sets it."""
+    """The variable that torch before 2.13 parses in every product, as `ultralytics.YOLO` sets it."""
+    monkeypatch.setattr(projection, "PARSES_EACH_TIME", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -75,8 +77,16 @@ def test_convolves_where_products_parse(parsed, monkeypatch):
     assert "aten::conv2d" in _kernels(lambda: project(layer, x))
     assert "aten::conv2d" not in _kernels(lambda: project(layer.float(), x.float()))
     layer.half()
+    with monkeypatch.context() as newer:
+        newer.setattr(projection, "PARSES_EACH_TIME", False)
+        assert "aten::conv2d" not in _kernels(lambda: project(layer, x))
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     assert "aten::conv2d" not in _kernels(lambda: project(layer, x))
+
+
+def test_newer_versions_parse_once():
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert projection.PARSES_EACH_TIME == (version < (2, 13))
 
 
 @pytest.mark.gpu

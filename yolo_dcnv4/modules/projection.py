@@ -14,6 +14,8 @@ from yolo_dcnv4.ops.export import is_exporting
 
 # above, a GPU computes for longer than the CPU parses, and products are the faster ones
 MOST_ELEMENTS = 1 << 22
+# torch 2.13, which brought this function, parses once in a process
+PARSES_EACH_TIME = not hasattr(torch.backends.cuda, "cublas_workspace_size")
 
 
 def project(projection: nn.Linear, x: Tensor) -> Tensor:
@@ -42,8 +44,8 @@ def project(projection: nn.Linear, x: Tensor) -> Tensor:
 def parses(x: Tensor) -> bool:
     """Return whether a product with these pixels takes longer than a convolution, for what the CPU does before it.
 
-    With the environment variable CUBLAS_WORKSPACE_CONFIG set, as `ultralytics.YOLO` sets it, torch reads and parses it
-    in every product by cuBLAS, 0.1 ms with a bias on a fast CPU, ten times what a launch takes. A GPU would wait for
+    With the environment variable CUBLAS_WORKSPACE_CONFIG set, as `ultralytics.YOLO` sets it, torch before 2.13 parses
+    it in every product by cuBLAS, 0.1 ms with a bias on a fast CPU, ten times what a launch takes. A GPU would wait for
     that at small maps, so that half-precision inference takes convolutions by cuDNN there.
 
     Args:
@@ -51,7 +53,8 @@ def parses(x: Tensor) -> bool:
     """
     # float32 stays a product: convolutions may round it to TF32, products may not
     return (
-        x.is_cuda
+        PARSES_EACH_TIME
+        and x.is_cuda
         and x.dtype in (torch.float16, torch.bfloat16)
         and 0 < x.numel() <= MOST_ELEMENTS
         and "CUBLAS_WORKSPACE_CONFIG" in os.environ
