@@ -248,9 +248,8 @@ class DCNv4(nn.Module):
                 raise ValueError(
                     f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(input.shape)}"
                 )
-            if self._is_plain():
-                out = infer(self, input)
-            else:
+            out = self._infer(input)
+            if out is None:
                 out = self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return out if _is_channels_last(input) else out.contiguous()
         if input.dim() != 3 or input.shape[2] != self.channels:
@@ -278,14 +277,14 @@ class DCNv4(nn.Module):
         self.packed_proj = MergedProjection((self.value_proj, self.offset_mask), pad=self.offset_mask.weight.is_cuda)
         del self.value_proj, self.offset_mask
 
-    def _is_plain(self) -> bool:
-        """Return whether the layer is fused, and this call of it neither recorded, nor traced, nor seen by hooks."""
-        # past nn.Module.__getattr__, as in `infer`
+    def _infer(self, x: Tensor) -> Tensor | None:
+        """Apply a fused layer past its modules; None where this call is recorded, traced or seen by hooks."""
+        # nn.Module.__getattr__ takes as long as what it leads to here
         modules: dict[str, Any] = self._modules
         packed_proj: Any = modules.get("packed_proj")
         output_proj: Any = modules.get("output_proj")
         core = modules["core"]
-        return (
+        plain = (
             type(packed_proj) is MergedProjection
             and type(core) is DCNv4Core
             and type(output_proj) is nn.Linear
@@ -295,6 +294,10 @@ class DCNv4(nn.Module):
             and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             and not (has_hooks(packed_proj) or has_hooks(core) or has_hooks(output_proj) or _has_any_global_hook())
         )
+        if not plain:
+            return None
+        arguments = self.channels, core.group, core.window, core.offset_scale, core.remove_center
+        return infer(x, packed_proj, output_proj, arguments)
 
     def _reads_one_input(self) -> bool:
         # whether value and offset_mask are projections of the same pixels

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from yolo_dcnv4.modules.merged_projection import MergedProjection
 from yolo_dcnv4.modules.projection import convolve, multiply, parses
 from yolo_dcnv4.ops.dcnv4 import dense_rows
 from yolo_dcnv4.ops.packed import infer_packed
-
-if TYPE_CHECKING:
-    from yolo_dcnv4.modules.dcnv4 import DCNv4
+from yolo_dcnv4.ops.window import Window
 
 
-def infer(layer: DCNv4, x: Tensor) -> Tensor:
-    """Apply a fused layer past the calls of its modules, for which nothing but their own `forward` may wait.
+def infer(
+    x: Tensor,
+    packed_proj: MergedProjection,
+    output_proj: nn.Linear,
+    arguments: tuple[int, int, Window, float, bool],
+) -> Tensor:
+    """Project, sample and project once more, past the calls of modules and the checks in them.
 
     Args:
-        layer: The layer, without `center_feature_scale`.
         x: (N, C, H, W) in any memory format.
+        packed_proj: Projection to features and records.
+        output_proj: Projection of what the operator returns.
+        arguments: Those of `infer_packed`.
 
     Returns:
         (N, C_out, H, W) in channels-last memory format.
     """
-    # nn.Module.__getattr__ takes as long as what it leads to here
-    modules: dict[str, Any] = layer._modules
-    packed_proj, core, output_proj = modules["packed_proj"], modules["core"], modules["output_proj"]
-    arguments = layer.channels, core.group, core.window, core.offset_scale, core.remove_center
     if parses(x):
         packed = convolve(packed_proj, x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         out = infer_packed(dense_rows(packed), *arguments)
