@@ -1,6 +1,7 @@
 #include "host.h"
 
 #include <limits>
+#include <string>
 
 namespace yolo_dcnv4 {
 
@@ -130,6 +131,27 @@ void set_grad_output(Problem& p, const Map& grad_output) {
   STD_TORCH_CHECK(grad_output.dtype == p.dtype, "grad_output must have the dtype of value");
 }
 
+namespace {
+
+int64_t elements_of(const std::vector<int64_t>& sizes) {
+  int64_t elements = 1;
+  for (const int64_t size : sizes) elements *= size;
+  return elements;
+}
+
+// torch's own words on what failed last, which it tells from 2.13 on; its macros would print them, too
+std::string reason_of_torch() {
+#if defined(TORCH_DYNAMIC_VERSION_CALL_2_13_0)
+  using torch::stable::detail::torch_shim_bc_const_char_ptr;
+  const char* text =
+      TORCH_DYNAMIC_VERSION_CALL_2_13_0(torch_exception_get_what_without_backtrace, torch_shim_bc_const_char_ptr);
+  if (text) return std::string("; ") + text;
+#endif
+  return "";
+}
+
+}  // namespace
+
 Tensor room(const Tensor& like, const std::vector<int64_t>& sizes, Element element) {
   int32_t dtype = 0, device_type = 0, device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
@@ -140,8 +162,11 @@ Tensor room(const Tensor& like, const std::vector<int64_t>& sizes, Element eleme
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type, device_index, &handle));
+  const AOTITorchError status = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type, device_index, &handle);
+  // these words are what ultralytics looks for before it tries a smaller batch
+  STD_TORCH_CHECK(
+      status == AOTI_TORCH_SUCCESS, "out of memory: no room for ", elements_of(sizes), " elements", reason_of_torch());
   return Tensor(handle);
 }
 

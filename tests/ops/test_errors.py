@@ -10,6 +10,8 @@ import torch
 
 from yolo_dcnv4.ops import dcnv4, dcnv4_reference
 
+from .cases import DEVICES
+
 OPS = [pytest.param(dcnv4, id="op"), pytest.param(dcnv4_reference, id="reference")]
 
 
@@ -146,3 +148,18 @@ def test_cpu_and_cuda_are_not_mixed(op):
         op(_value(device="cuda"), _rows(), groups=2)
     with pytest.raises(ValueError, match=r"device.*cpu.*cuda:0"):
         op(_value(), _rows(device="cuda"), groups=2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("needs", ["output", "gradients"])
+def test_out_of_memory_is_named(needs, device, capfd):
+    """In the words that ultralytics looks for before it tries a smaller batch, and without torch's own trace."""
+    shape = (1 << 30, 256, 256)
+    value, offset_mask = (torch.zeros(1, 1, 1, c, device=device).expand(*shape, c) for c in (16, 32))
+    arguments = (1, [3, 3, 1, 1, 1, 1, 1, 1], 1.0, False, False)
+    with pytest.raises(RuntimeError, match=f"out of memory: no room for {1 << 50} elements"):
+        if needs == "output":
+            torch.ops.yolo_dcnv4.dcnv4(value, offset_mask, *arguments)
+        else:
+            torch.ops.yolo_dcnv4.dcnv4_backward(value, value, offset_mask, *arguments, True, False, False)
+    assert "dcnv4" not in capfd.readouterr().err
