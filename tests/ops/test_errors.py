@@ -153,7 +153,7 @@ def test_cpu_and_cuda_are_not_mixed(op):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("needs", ["output", "gradients"])
 def test_out_of_memory_is_named(needs, device, capfd):
-    """In the words that ultralytics looks for before it tries a smaller batch, and without torch's own trace."""
+    """In the words that ultralytics looks for before it tries a smaller batch, without the trace of torch's macros."""
     shape = (1 << 30, 256, 256)
     value, offset_mask = (torch.zeros(1, 1, 1, c, device=device).expand(*shape, c) for c in (16, 32))
     arguments = (1, [3, 3, 1, 1, 1, 1, 1, 1], 1.0, False, False)
@@ -162,4 +162,5 @@ def test_out_of_memory_is_named(needs, device, capfd):
             torch.ops.yolo_dcnv4.dcnv4(value, offset_mask, *arguments)
         else:
             torch.ops.yolo_dcnv4.dcnv4_backward(value, value, offset_mask, *arguments, True, False, False)
-    assert "dcnv4" not in capfd.readouterr().err
+    # before 2.13 torch prints a line of its own
+    assert "C API boundary" not in capfd.readouterr().err
