@@ -16,7 +16,7 @@ from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
 from yolo_dcnv4.modules.projection import has_hooks, project
 from yolo_dcnv4.ops.autocast import autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4
-from yolo_dcnv4.ops.export import at_window_centers, is_exporting
+from yolo_dcnv4.ops.export import at_window_centers, is_exporting, is_traced
 from yolo_dcnv4.ops.packed import dcnv4_packed
 from yolo_dcnv4.ops.sampling_points import SamplingPoints, sampling_points
 from yolo_dcnv4.ops.window import Window, window_of
@@ -290,8 +290,7 @@ class DCNv4(nn.Module):
             and type(output_proj) is nn.Linear
             and not self.center_feature_scale
             and not torch.is_grad_enabled()
-            # an export of torch.export counts as compiling
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not is_traced()
             and not (has_hooks(packed_proj) or has_hooks(core) or has_hooks(output_proj) or _has_any_global_hook())
         )
         if not plain:

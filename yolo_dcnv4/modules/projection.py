@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_dcnv4.modules.merged_projection import MergedProjection
-from yolo_dcnv4.ops.export import is_exporting
+from yolo_dcnv4.ops.export import is_traced
 
 # above, a GPU computes for longer than the CPU parses, and products are the faster ones
 MOST_ELEMENTS = 1 << 22
@@ -29,10 +29,8 @@ def project(projection: nn.Linear, x: Tensor) -> Tensor:
         (N, H, W, C_out), with added numbers behind it where the layer has them.
     """
     if (
-        x.is_cuda
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not is_exporting()
+        not torch.is_grad_enabled()
+        and not is_traced()
         and type(projection) in (nn.Linear, MergedProjection)
         and not has_hooks(projection)
         and parses(x)

@@ -70,6 +70,12 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or _is_torch_export()
 
 
+def is_traced() -> bool:
+    """Return whether this call is traced by torch.jit, torch.export or torch.compile."""
+    # an export of torch.export counts as compiling
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 # while torch.compile traces it, torch.compiler.is_exporting() is taken to be True
 @torch.compiler.assume_constant_result
 def _is_torch_export() -> bool:
