@@ -33,7 +33,5 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 def to_autocast_dtype(tensor: Tensor) -> Tensor:
     """Return the tensor in the dtype that `autocast_dtype` says."""
-    if not torch.compiler.is_compiling() and not _any_autocast():
-        return tensor
     dtype = autocast_dtype(tensor)
     return tensor if dtype == tensor.dtype else tensor.to(dtype)

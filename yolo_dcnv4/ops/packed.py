@@ -15,7 +15,6 @@ from yolo_dcnv4.ops.autocast import to_autocast_dtype
 from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows, has_kernel, refuse_double_backward
 from yolo_dcnv4.ops.dispatch import dispatch, register_autograd
 from yolo_dcnv4.ops.export import leaves_decomposed
-from yolo_dcnv4.ops.library import cuda_obstacle
 from yolo_dcnv4.ops.window import Window
 
 # numbers of a pixel: its groups then lie in banks of their own in a GPU's L1, and products are the faster ones
@@ -82,8 +81,7 @@ def infer_packed(
     packed: Tensor, channels: int, groups: int, window: Window, offset_scale: float, remove_center: bool
 ) -> Tensor:
     """Compute `dcnv4_packed` of a tensor that is dense in its last dimension, while nothing is recorded or traced."""
-    obstacle = packed.is_cuda and cuda_obstacle(packed.get_device())
-    if obstacle or torch.are_deterministic_algorithms_enabled():
+    if not has_kernel(packed):
         return dcnv4_packed(
             packed,
             channels=channels,
@@ -92,8 +90,7 @@ def infer_packed(
             offset_scale=offset_scale,
             remove_center=remove_center,
         )
-    with torch._C._AutoDispatchBelowAutograd():
-        return _PACKED(packed, groups, window.to_list(), offset_scale, remove_center, False, channels)
+    return dispatch(_PACKED, packed, groups, window.to_list(), offset_scale, remove_center, False, channels)
 
 
 @torch.library.register_fake("yolo_dcnv4::dcnv4_packed")
