@@ -133,12 +133,6 @@ void set_grad_output(Problem& p, const Map& grad_output) {
 
 namespace {
 
-int64_t elements_of(const std::vector<int64_t>& sizes) {
-  int64_t elements = 1;
-  for (const int64_t size : sizes) elements *= size;
-  return elements;
-}
-
 // torch's own words on what failed last, which it tells from 2.13 on; its macros would print them, too
 std::string reason_of_torch() {
 #if defined(TORCH_DYNAMIC_VERSION_CALL_2_13_0)
@@ -166,7 +160,8 @@ Tensor room(const Tensor& like, const std::vector<int64_t>& sizes, Element eleme
       static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type, device_index, &handle);
   // these words are what ultralytics looks for before it tries a smaller batch
   STD_TORCH_CHECK(
-      status == AOTI_TORCH_SUCCESS, "out of memory: no room for ", elements_of(sizes), " elements", reason_of_torch());
+      status == AOTI_TORCH_SUCCESS, "out of memory: no room for ", sizes[0] * strides[0], " elements",
+      reason_of_torch());
   return Tensor(handle);
 }
 
