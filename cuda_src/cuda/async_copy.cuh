@@ -6,13 +6,10 @@
 namespace yolo_dcnv4 {
 namespace {
 
-// of a pixel outside the image nothing is read, and zeros are written
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool exists) {
+// 16 bytes of which the first `bytes` are read, and the others are zero
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from, int bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
-#else
-  const float4 v = exists ? __ldg(reinterpret_cast<const float4*>(from)) : float4{};
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 #endif
 }
 

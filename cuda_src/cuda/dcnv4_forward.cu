@@ -176,8 +176,8 @@ __global__ void __launch_bounds__(kPatchThreads, kShare == 1 ? kPatchBlocks : kW
 template <typename T, int kChannels>
 cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
-  if constexpr (std::is_same<T, float>::value && kChannels == 4) {
-    if (staged_features_pay(architecture()) && fits_tile_forward(p)) return launch_tile_forward(args, stream);
+  if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) == 16) {
+    if (staged_features_pay(architecture()) && tile_forward_pays(args)) return launch_tile_forward(args, stream);
   }
   const Geometry<A<T>> g(p);
   // calls start(value, offset_mask, out, images) for as many images at once as a grid holds

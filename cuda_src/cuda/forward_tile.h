@@ -1,8 +1,7 @@
-// the size of tiles in the forward pass over staged features
+// the size of tiles in the forward pass over staged features, and what they stage
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include "../dcnv4.h"
 #include "device.h"
@@ -10,61 +9,75 @@
 namespace yolo_dcnv4 {
 namespace {
 
-constexpr int kMostWarps = 8;
-constexpr int kBlocksAtOnce = 4;  // on a multiprocessor: up to 64 registers a thread
-constexpr int kSliceWidth = 16;   // channels
-constexpr int kPixelBytes = kSliceWidth * sizeof(float);
-constexpr int kSliceAlignment = 128;  // of a staged slice, in bytes
+constexpr int kMostThreads = 256;
+constexpr int kLineBytes = 128;  // staged of a pixel, or of the same pixel of two or four images
+constexpr int kLinePieceBits = 3, kLinePieces = 1 << kLinePieceBits;  // of 16 bytes
+constexpr int kRegionWidth = 16;                                      // staged pixels in a row
 constexpr int kBarrierBytes = 16;
-constexpr int kQuad = 4;    // output pixels that a warp gathers for at once
-constexpr int kBatch = 12;  // output pixels whose points it prepares at once
+
+// of 16 bytes, that a thread computes: 16 channels
+constexpr int forward_pieces(int element_bytes) { return element_bytes; }
+
+// of kMostThreads, on a multiprocessor
+constexpr int blocks_at_once(int element_bytes) { return element_bytes == 2 ? 4 : 3; }
 
 struct ForwardTile {
   int h, w;
-  int warps;  // of a block; none where nothing fits
-  int bytes;  // of shared memory
+  int images;        // that share a line
+  int record_bytes;  // staged of a pixel's records
+  int threads, bytes;
 };
 
-int slice_bytes(int region_h, int region_w) {
-  return parts_of(region_h * region_w * kPixelBytes, kSliceAlignment) * kSliceAlignment;
+// staged pixels on each side of a tile: three around the outer points of the window
+inline int forward_reach(const Problem& p) { return 3 + std::max(p.window.dilation_h, p.window.dilation_w); }
+
+// how much of the staged lines is used
+inline double fullness(const Problem& p, int element_bytes, int images) {
+  const int64_t share = kLineBytes / images, bytes = p.channels() * element_bytes;
+  return static_cast<double>(bytes) / (parts_of(bytes, share) * share) * p.batch / (parts_of(p.batch, images) * images);
 }
 
-// The size that costs least: what blocks prepare, gather and copy, in weights fitted to measured times.
-ForwardTile choose_tile(const Problem& p, int reach, int slices, int room_bytes, bool in_bulk) {
-  constexpr double kPrepare = 0.4, kGather = 1;
-  constexpr double kRounds = 0.07;  // of a warp, squared: what comes late in a block finds others idle
-  const double copy = in_bulk ? 0 : 0.012;
-  constexpr double kBusyWarps = 16.5;  // a multiprocessor with fewer is slower
-  constexpr double kLastWave = 0.23;   // how much an incomplete last wave of blocks counts
-  constexpr int kReserved = 1024;      // bytes of a block's shared memory
-  constexpr int kSides[] = {7, 8, 10, 12, 14, 16, 20};
-  const int processors = std::max(1, attribute(cudaDevAttrMultiProcessorCount));
-  const int memory = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  const int64_t parts = p.batch * p.groups * (p.group_width / (slices * kSliceWidth));
-  ForwardTile best = {};
-  double least = 0;
-  for (const int most_h : kSides) {
-    for (const int most_w : kSides) {
-      const int rows = parts_of(p.out_height, most_h), columns = parts_of(p.out_width, most_w);
-      ForwardTile tile;
-      tile.h = parts_of(p.out_height, rows), tile.w = parts_of(p.out_width, columns);
-      const int pixels = tile.h * tile.w, staged = (tile.h + 2 * reach) * (tile.w + 2 * reach);
-      const int batches = parts_of(pixels, kBatch);
-      const int rounds = parts_of(batches, kMostWarps);
-      tile.warps = parts_of(batches, rounds);
-      tile.bytes =
-          slices * slice_bytes(tile.h + 2 * reach, tile.w + 2 * reach) + kBarrierBytes + tile.warps * room_bytes;
-      const int at_once = std::min(memory / (tile.bytes + kReserved), kBlocksAtOnce * kMostWarps / tile.warps);
-      if (at_once == 0) continue;
-      const double blocks = static_cast<double>(rows) * columns * parts / processors;
-      const double load = (1 - kLastWave) * blocks + kLastWave * std::ceil(blocks / at_once) * at_once;
-      const double work = kPrepare * batches + slices * (kGather * parts_of(pixels, kQuad) + copy * staged) +
-                          kRounds * tile.warps * rounds * rounds;
-      const double cost = load * work * std::sqrt(std::max(1., kBusyWarps / (at_once * tile.warps)));
-      if (best.warps == 0 || cost < least) best = tile, least = cost;
-    }
+inline int images_in_a_line(const Problem& p, int element_bytes) {
+  int best = 1;
+  for (int images = 2; images <= kLinePieces / forward_pieces(element_bytes); images *= 2) {
+    if (fullness(p, element_bytes, images) > fullness(p, element_bytes, best)) best = images;
   }
   return best;
+}
+
+// of those that were fastest somewhere the one that covers least, and of such the largest
+inline int choose_height(int out_height, int most) {
+  int best = 0, least = 0;
+  for (const int height : {8, 10, 14}) {
+    if (height > most) continue;
+    const int covered = parts_of(out_height, height) * height;
+    if (best == 0 || covered <= least) best = height, least = covered;
+  }
+  return std::min(best, out_height);
+}
+
+inline ForwardTile choose_tile(const Problem& p, int element_bytes) {
+  const int pieces = forward_pieces(element_bytes), parts = kLinePieces / pieces, reach = forward_reach(p);
+  ForwardTile tile;
+  tile.images = images_in_a_line(p, element_bytes);
+  // as equal as can be
+  tile.w = parts_of(p.out_width, parts_of(p.out_width, kRegionWidth - 2 * reach));
+  tile.h = choose_height(p.out_height, kMostThreads / parts / tile.w);
+  tile.threads = parts_of(tile.h * tile.w * parts, 32) * 32;
+  // the groups of a line, and what lies before them in their first 16 bytes
+  const int vector = 16 / element_bytes, parts_a_group = p.group_width / (vector * pieces);
+  const int image_parts = parts / tile.images, lines = parts_of(p.channels() / (vector * pieces), image_parts);
+  int entries = 0;
+  for (int line = 0; line < lines; ++line) {
+    const int first = line * image_parts / parts_a_group;
+    const int last = std::min(((line + 1) * image_parts - 1) / parts_a_group, p.groups - 1);
+    entries = std::max(entries, first * 27 % vector + (last - first + 1) * 27);
+  }
+  // an odd number of 16 bytes, for threads read records of neighbouring pixels at once
+  tile.record_bytes = (parts_of(entries, vector) | 1) * 16;
+  tile.bytes = (tile.h + 2 * reach) * kRegionWidth * kLineBytes + tile.images * tile.h * tile.w * tile.record_bytes +
+               kBarrierBytes;
+  return tile;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// the forward pass in float32 over tiles of 3 x 3 windows whose features are staged in shared memory
+// the forward pass over tiles of 3 x 3 windows whose features are staged in shared memory
 #pragma once
 
 #include <limits>
@@ -15,6 +15,9 @@ inline bool fits_tile_forward(const Problem& p) {
          w.dilation_h <= 2 && w.dilation_w <= 2 && p.group_width % 16 == 0 &&
          records <= std::numeric_limits<int32_t>::max();
 }
+
+// whether it fits and is the fastest
+bool tile_forward_pays(const ForwardArgs& args);
 
 cudaError_t launch_tile_forward(const ForwardArgs& args, cudaStream_t stream);
 
