@@ -9,6 +9,8 @@
 namespace yolo_dcnv4 {
 namespace {
 
+constexpr int kPoints = 9;
+constexpr int kEntries = 3 * kPoints;  // of a record
 constexpr int kMostThreads = 256;
 constexpr int kLineBytes = 128;  // staged of a pixel, or of the same pixel of two or four images
 constexpr int kLinePieceBits = 3, kLinePieces = 1 << kLinePieceBits;  // of 16 bytes
@@ -26,10 +28,8 @@ struct ForwardTile {
   int images;        // that share a line
   int record_bytes;  // staged of a pixel's records
   int threads, bytes;
+  int reach, region_h;  // staged pixels on each side of the tile, and all rows
 };
-
-// staged pixels on each side of a tile: three around the outer points of the window
-inline int forward_reach(const Problem& p) { return 3 + std::max(p.window.dilation_h, p.window.dilation_w); }
 
 // how much of the staged lines is used
 inline double fullness(const Problem& p, int element_bytes, int images) {
@@ -57,12 +57,15 @@ inline int choose_height(int out_height, int most) {
 }
 
 inline ForwardTile choose_tile(const Problem& p, int element_bytes) {
-  const int pieces = forward_pieces(element_bytes), parts = kLinePieces / pieces, reach = forward_reach(p);
+  const int pieces = forward_pieces(element_bytes), parts = kLinePieces / pieces;
   ForwardTile tile;
+  // three pixels around the outer points of the window
+  tile.reach = 3 + std::max(p.window.dilation_h, p.window.dilation_w);
   tile.images = images_in_a_line(p, element_bytes);
   // as equal as can be
-  tile.w = parts_of(p.out_width, parts_of(p.out_width, kRegionWidth - 2 * reach));
+  tile.w = parts_of(p.out_width, parts_of(p.out_width, kRegionWidth - 2 * tile.reach));
   tile.h = choose_height(p.out_height, kMostThreads / parts / tile.w);
+  tile.region_h = tile.h + 2 * tile.reach;
   tile.threads = parts_of(tile.h * tile.w * parts, 32) * 32;
   // the groups of a line, and what lies before them in their first 16 bytes
   const int vector = 16 / element_bytes, parts_a_group = p.group_width / (vector * pieces);
@@ -71,12 +74,12 @@ inline ForwardTile choose_tile(const Problem& p, int element_bytes) {
   for (int line = 0; line < lines; ++line) {
     const int first = line * image_parts / parts_a_group;
     const int last = std::min(((line + 1) * image_parts - 1) / parts_a_group, p.groups - 1);
-    entries = std::max(entries, first * 27 % vector + (last - first + 1) * 27);
+    entries = std::max(entries, first * kEntries % vector + (last - first + 1) * kEntries);
   }
   // an odd number of 16 bytes, for threads read records of neighbouring pixels at once
   tile.record_bytes = (parts_of(entries, vector) | 1) * 16;
-  tile.bytes = (tile.h + 2 * reach) * kRegionWidth * kLineBytes + tile.images * tile.h * tile.w * tile.record_bytes +
-               kBarrierBytes;
+  tile.bytes =
+      tile.region_h * kRegionWidth * kLineBytes + tile.images * tile.h * tile.w * tile.record_bytes + kBarrierBytes;
   return tile;
 }
 

@@ -7,6 +7,7 @@
 #include "tile_forward.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "async_copy.cuh"
 #include "bulk_copy.h"
@@ -20,8 +21,6 @@ namespace yolo_dcnv4 {
 
 namespace {
 
-constexpr int kPoints = 9;
-constexpr int kEntries = 3 * kPoints;  // of a record
 constexpr uint32_t kPointBits = (1u << kPoints) - 1;
 constexpr int kRowBytes = kRegionWidth * kLineBytes;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -29,7 +28,6 @@ constexpr int kNoPixel = -1;
 
 struct TileLayout {
   ForwardTile tile;
-  int reach, region_h;  // staged pixels on each side of the tile, and all rows
   int columns, out_height;
   int lines, batch;           // of a pixel; images
   int parts, channels;        // of a pixel; a part is a thread's
@@ -90,9 +88,9 @@ struct StagedRecord {
 };
 
 // what a thread adds up: pieces of a pixel's channels
-template <typename T, int kPieces>
+template <typename T>
 struct Sums {
-  static constexpr int kVector = 16 / sizeof(T);
+  static constexpr int kVector = 16 / sizeof(T), kPieces = forward_pieces(sizeof(T));
   float sum[kPieces][kVector];
 
   __device__ __forceinline__ void clear() {
@@ -119,9 +117,9 @@ struct Sums {
 };
 
 // Threads exchange pieces before they write, for those of a pixel to be written at once.
-template <typename T, int kPieces>
-__device__ __forceinline__ void write(const Sums<T, kPieces>& sums, int turn, int pixel, int channels, T* to) {
-  constexpr int kVector = Sums<T, kPieces>::kVector;
+template <typename T>
+__device__ __forceinline__ void write(const Sums<T>& sums, int turn, int pixel, int channels, T* to) {
+  constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces;
   uint32_t piece[kPieces][4];
 #pragma unroll
   for (int m = 0; m < kPieces; ++m) {
@@ -157,11 +155,11 @@ __device__ __forceinline__ void write(const Sums<T, kPieces>& sums, int turn, in
 }
 
 // of a pixel's points those that are asked for, by the contract
-template <typename T, int kPieces>
+template <typename T>
 __device__ __forceinline__ void add_points(
     const Geometry<float>& g, int out_y, int out_x, uint32_t wanted, const T* image, const T* record, int turn,
-    Sums<T, kPieces>& sums) {
-  constexpr int kVector = Sums<T, kPieces>::kVector;
+    Sums<T>& sums) {
+  constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces;
   const Position<float> at(g, out_y, out_x);
 #pragma unroll 1
   for (; wanted != 0; wanted &= wanted - 1) {
@@ -194,7 +192,7 @@ __device__ __forceinline__ void stage_features(
   constexpr int kVector = 16 / sizeof(T);
   const int image_pieces = kLinePieces >> layout.image_bits;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < layout.region_h * kRegionWidth * kLinePieces; i += blockDim.x) {
+  for (int i = threadIdx.x; i < layout.tile.region_h * kRegionWidth * kLinePieces; i += blockDim.x) {
     const int n = (i % kLinePieces) >> (kLinePieceBits - layout.image_bits), piece = i & (image_pieces - 1);
     const int x = start_x + i / kLinePieces % kRegionWidth, y = start_y + i / (kLinePieces * kRegionWidth);
     const bool exists = (n < images) & (piece * kVector < channels) & (static_cast<unsigned>(x) < g.width) &
@@ -223,12 +221,12 @@ __device__ __forceinline__ void stage_records(
   }
 }
 
-template <typename T, int kPieces>
+template <typename T>
 __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_forward(
     const Geometry<float> g, const TileLayout layout, const __grid_constant__ CUtensorMap features,
     const __grid_constant__ CUtensorMap records, const T* __restrict__ value, const T* __restrict__ offset_mask,
     T* __restrict__ out) {
-  constexpr int kVector = 16 / sizeof(T), kWidth = kPieces * kVector;
+  constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces, kWidth = kPieces * kVector;
   extern __shared__ __align__(kLineBytes) uint4 shared[];
   const ForwardTile& tile = layout.tile;
   const int number = layout.by_lines.quotient(blockIdx.x), line = blockIdx.x - number * layout.lines;
@@ -241,15 +239,15 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
   const int before = first_entry % kVector;  // entries staged before it, for the engine starts with 16 bytes
   const int pixels = tile.h * tile.w;
   const uint32_t staged = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint32_t staged_records = staged + layout.region_h * kRowBytes;
+  const uint32_t staged_records = staged + tile.region_h * kRowBytes;
   const uint32_t image_bytes = pixels * tile.record_bytes;
   const CopyBarrier barrier{staged_records + tile.images * image_bytes};
   {
-    const int start_y = first_y + g.shift_h - layout.reach, start_x = first_x + g.shift_w - layout.reach;
+    const int start_y = first_y + g.shift_h - tile.reach, start_x = first_x + g.shift_w - tile.reach;
     const int channel = first_part * kWidth;
     if (layout.in_bulk) {
       if (threadIdx.x == 0) {
-        barrier.expect(layout.region_h * kRowBytes + tile.images * image_bytes);
+        barrier.expect(tile.region_h * kRowBytes + tile.images * image_bytes);
         barrier.copy(staged_records, records, first_entry - before, first_x, first_y, first_n);
         barrier.copy(staged, features, channel, first_n, start_x, start_y);
       }
@@ -286,14 +284,14 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
   keep(start), keep(record.address);
   const bool exists = (pixel < pixels) & (out_y < layout.out_height) & (out_x < g.out_width) & (n < layout.batch) &
                       (part < layout.parts);
-  Sums<T, kPieces> sums;
+  Sums<T> sums;
   sums.clear();
   if (exists) {
     uint32_t wanted = 0;
     float probe = 0.f;
     if (layout.on_pixels && record.unmoved()) {
       Probe<T> untouched;
-      const uint32_t at = start + ((y + layout.reach - 1) * kRegionWidth + x + layout.reach - 1) * kLineBytes;
+      const uint32_t at = start + ((y + tile.reach - 1) * kRegionWidth + x + tile.reach - 1) * kLineBytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -311,10 +309,10 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
       }
       probe = untouched.result();
     } else {
-      const Lines columns(static_cast<float>(x + layout.reach), layout.spacing_x);
-      const Lines rows(static_cast<float>(y + layout.reach), layout.spacing_y);
+      const Lines columns(static_cast<float>(x + tile.reach), layout.spacing_x);
+      const Lines rows(static_cast<float>(y + tile.reach), layout.spacing_y);
       const uint32_t last_column = __float_as_uint(static_cast<float>(kRegionWidth - 1));
-      const uint32_t last_row = __float_as_uint(static_cast<float>(layout.region_h - 1));
+      const uint32_t last_row = __float_as_uint(static_cast<float>(tile.region_h - 1));
       // unsigned arithmetic wraps the magic away
       const uint32_t origin = start - kMagicBits * (kLineBytes + kRowBytes);
 #pragma unroll
@@ -363,15 +361,13 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
       out + static_cast<int64_t>(n) * g.out_pixels * layout.channels + part * kWidth);
 }
 
-template <typename T, int kPieces>
+template <typename T>
 cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
-  constexpr int kVector = 16 / sizeof(T), kParts = kLinePieces / kPieces, kWidth = kPieces * kVector;
+  constexpr int kPieces = Sums<T>::kPieces, kParts = kLinePieces / kPieces, kWidth = kPieces * Sums<T>::kVector;
   TileLayout t;
-  t.reach = forward_reach(p);
   t.tile = choose_tile(p, sizeof(T));
   const ForwardTile& tile = t.tile;
-  t.region_h = tile.h + 2 * t.reach;
   t.columns = parts_of(p.out_width, tile.w);
   t.out_height = p.out_height;
   t.channels = static_cast<int>(p.channels());
@@ -384,15 +380,16 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   t.record_h = static_cast<int>(p.offset_mask.h);
   t.entries = p.groups * kEntries;
   t.on_pixels = lies_on_pixels(p);
-  t.spacing_x = static_cast<float>(p.window.dilation_w * p.offset_scale);
-  t.spacing_y = static_cast<float>(p.window.dilation_h * p.offset_scale);
+  const Axes axes(p, sizeof(T));
+  t.spacing_x = axes.x.spacing;
+  t.spacing_y = axes.y.spacing;
   t.by_lines = Divider(t.lines);
   t.by_columns = Divider(t.columns);
   t.by_parts_a_group = Divider(p.group_width / kWidth);
   t.by_tile_w = Divider(tile.w);
   t.by_pixels = Divider(tile.h * tile.w);
   t.by_record_pieces = Divider(tile.record_bytes / 16);
-  const auto kernel = tile_forward<T, kPieces>;
+  const auto kernel = tile_forward<T>;
   // the same for every call, for threads may launch at the same time
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
@@ -410,7 +407,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
                     {{t.channels, 1, kLineBytes / static_cast<int>(sizeof(T)) / tile.images},
                      {images, p.value.n, tile.images},
                      {p.width, p.value.w, kRegionWidth},
-                     {p.height, p.value.h, t.region_h}},
+                     {p.height, p.value.h, tile.region_h}},
                     &features) &&
                 describe<T>(
                     offset_mask,
@@ -428,17 +425,24 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+// Groups must have whole parts of 16 channels, and records be aligned; that values are is the caller's to check.
+bool fits(const ForwardArgs& args, int vector) {
+  const Problem& p = args.problem;
+  const Window& w = p.window;
+  const Strides& records = p.offset_mask;
+  const int64_t last = (p.out_height - 1) * records.h + (p.out_width - 1) * records.w + p.row;
+  return w.kernel_h == 3 && w.kernel_w == 3 && !p.remove_center && !p.softmax && w.stride_h == 1 && w.stride_w == 1 &&
+         w.dilation_h <= 2 && w.dilation_w <= 2 && p.group_width % 16 == 0 &&
+         last <= std::numeric_limits<int32_t>::max() && reinterpret_cast<uintptr_t>(args.offset_mask) % 16 == 0 &&
+         records.n % vector == 0 && records.h % vector == 0 && records.w % vector == 0;
+}
+
 }  // namespace
 
 bool tile_forward_pays(const ForwardArgs& args) {
   const Problem& p = args.problem;
-  if (!fits_tile_forward(p)) return false;
   const int bytes = p.dtype == DType::float32 ? 4 : 2, vector = 16 / bytes;
-  const Strides& records = p.offset_mask;
-  if (reinterpret_cast<uintptr_t>(args.offset_mask) % 16 != 0 || records.n % vector != 0 || records.h % vector != 0 ||
-      records.w % vector != 0) {
-    return false;
-  }
+  if (!fits(args, vector)) return false;
   if (p.dtype == DType::float32) return true;
   // small maps wait longer for what is staged than for what they gather
   const int64_t threads = p.batch * p.out_pixels() * p.channels() / (forward_pieces(bytes) * vector);
@@ -449,11 +453,11 @@ bool tile_forward_pays(const ForwardArgs& args) {
 cudaError_t launch_tile_forward(const ForwardArgs& args, cudaStream_t stream) {
   switch (args.problem.dtype) {
     case DType::float16:
-      return launch<__half, forward_pieces(2)>(args, stream);
+      return launch<__half>(args, stream);
     case DType::bfloat16:
-      return launch<__nv_bfloat16, forward_pieces(2)>(args, stream);
+      return launch<__nv_bfloat16>(args, stream);
     case DType::float32:
-      return launch<float, forward_pieces(4)>(args, stream);
+      return launch<float>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -26,7 +26,7 @@ inline bool tile_products_pay(DType dtype, int architecture) {
   }
 }
 
-// Features staged for the forward pass in float32 need room for several blocks at once.
+// Features staged for the forward pass need room for several blocks at once.
 inline bool staged_features_pay(int architecture) { return is_large(architecture); }
 
 // Copies that a thread does not wait for came with 8.0; measured on 9.0.
