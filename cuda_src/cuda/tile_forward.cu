@@ -28,18 +28,25 @@ constexpr int kNoPixel = -1;
 
 struct TileLayout {
   ForwardTile tile;
-  int columns, out_height;
+  int out_height;
   int lines, batch;           // of a pixel; images
   int parts, channels;        // of a pixel; a part is a thread's
   int image_bits, part_bits;  // log2 of the images in a line, and of an image's parts there
   int record_w, record_h, entries;
   bool in_bulk, on_pixels;
   float spacing_x, spacing_y;  // of the window's points
-  Divider by_lines, by_columns, by_parts_a_group, by_tile_w, by_pixels, by_record_pieces;
+  Divider by_lines, by_parts_a_group, by_tile_w, by_pixels, by_record_pieces;
 };
 
 // hides where a value comes from: what is read from shared memory by it is not read before
 __device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
+
+// one instruction, where the compiler would select and then add
+__device__ __forceinline__ void set_where(bool condition, uint32_t bit, uint32_t& bits) {
+  asm("{.reg .pred p; setp.ne.u32 p, %1, 0; @p or.b32 %0, %0, %2;}"
+      : "+r"(bits)
+      : "r"(static_cast<uint32_t>(condition)), "r"(bit));
+}
 
 // a staged piece of 16 bytes
 template <typename T>
@@ -104,29 +111,23 @@ struct Sums {
 #pragma unroll
     for (int c = 0; c < kVector; ++c) sum[n][c] = fmaf(factor, v.opmath(c), sum[n][c]);
   }
-  // NaN where a sum is infinite or NaN, else zero
-  __device__ __forceinline__ float probe() const {
-    float found = 0.f;
+  __device__ __forceinline__ void round(Vector<T, kVector> (&result)[kPieces]) const {
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) {
 #pragma unroll
-      for (int c = 0; c < kVector; ++c) found = fmaf(sum[n][c], 0.f, found);
+      for (int c = 0; c < kVector; ++c) result[n].element[c] = from_opmath<T>(sum[n][c]);
     }
-    return found;
   }
 };
 
 // Threads exchange pieces before they write, for those of a pixel to be written at once.
-template <typename T>
-__device__ __forceinline__ void write(const Sums<T>& sums, int turn, int pixel, int channels, T* to) {
-  constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces;
+template <typename T, int kVector, int kPieces>
+__device__ __forceinline__ void write(
+    const Vector<T, kVector> (&result)[kPieces], int turn, int pixel, int channels, T* to) {
   uint32_t piece[kPieces][4];
 #pragma unroll
   for (int m = 0; m < kPieces; ++m) {
-    Vector<T, kVector> result;
-#pragma unroll
-    for (int c = 0; c < kVector; ++c) result.element[c] = from_opmath<T>(sums.sum[m][c]);
-    const uint4& v = result.piece[0];
+    const uint4& v = result[m].piece[0];
     piece[m][0] = v.x, piece[m][1] = v.y, piece[m][2] = v.z, piece[m][3] = v.w;
     // the thread's own piece of the pixel of the thread that is m away
 #pragma unroll
@@ -145,12 +146,14 @@ __device__ __forceinline__ void write(const Sums<T>& sums, int turn, int pixel, 
       }
     }
   }
+  to += turn * kVector;
 #pragma unroll
   for (int m = 0; m < kPieces; ++m) {
     const int there = __shfl_sync(kAllLanes, pixel, m, kPieces);
     if (there == kNoPixel) continue;
-    *reinterpret_cast<uint4*>(to + static_cast<int64_t>(there) * channels + turn * kVector) =
-        make_uint4(piece[m][0], piece[m][1], piece[m][2], piece[m][3]);
+    // one instruction for what is not negative
+    const uint64_t first = static_cast<uint64_t>(static_cast<uint32_t>(there)) * static_cast<uint32_t>(channels);
+    *reinterpret_cast<uint4*>(to + first) = make_uint4(piece[m][0], piece[m][1], piece[m][2], piece[m][3]);
   }
 }
 
@@ -229,10 +232,8 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
   constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces, kWidth = kPieces * kVector;
   extern __shared__ __align__(kLineBytes) uint4 shared[];
   const ForwardTile& tile = layout.tile;
-  const int number = layout.by_lines.quotient(blockIdx.x), line = blockIdx.x - number * layout.lines;
-  const int tile_row = layout.by_columns.quotient(number);
-  const int first_y = tile_row * tile.h, first_x = (number - tile_row * layout.columns) * tile.w;
-  const int first_n = blockIdx.y * tile.images;
+  const int column = layout.by_lines.quotient(blockIdx.x), line = blockIdx.x - column * layout.lines;
+  const int first_y = blockIdx.y * tile.h, first_x = column * tile.w, first_n = blockIdx.z * tile.images;
 
   const int first_part = line << layout.part_bits;
   const int first_entry = layout.by_parts_a_group.quotient(first_part) * kEntries;
@@ -286,11 +287,11 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
                       (part < layout.parts);
   Sums<T> sums;
   sums.clear();
+  Vector<T, kVector> result[kPieces];
   if (exists) {
     uint32_t wanted = 0;
-    float probe = 0.f;
+    Probe<T> probe;
     if (layout.on_pixels && record.unmoved()) {
-      Probe<T> untouched;
       const uint32_t at = start + ((y + tile.reach - 1) * kRegionWidth + x + tile.reach - 1) * kLineBytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -300,14 +301,13 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
           for (int m = 0; m < kPieces; ++m) {
             const auto v = load_piece<T>((at ^ m * 16) + i * kLineBytes + j * kRowBytes);
             if (i == 3 || j == 3) {
-              untouched.add(v);
+              probe.add(v);
             } else {
               sums.add(m, record[2 * kPoints + 3 * i + j], v);
             }
           }
         }
       }
-      probe = untouched.result();
     } else {
       const Lines columns(static_cast<float>(x + tile.reach), layout.spacing_x);
       const Lines rows(static_cast<float>(y + tile.reach), layout.spacing_y);
@@ -326,9 +326,9 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
           uint32_t at = __float_as_uint(floor_y) * kRowBytes + (__float_as_uint(floor_x) * kLineBytes + origin);
           float weight = record[2 * kPoints + k];
           // bit patterns order what is not negative; what is, and NaN, lies behind
-          if (__float_as_uint(px) >= last_column || __float_as_uint(py) >= last_row) {
-            at = start, weight = 0.f, wanted |= 1u << k;
-          }
+          const bool outside = __float_as_uint(px) >= last_column || __float_as_uint(py) >= last_row;
+          if (outside) at = start, weight = 0.f;
+          set_where(outside, 1u << k, wanted);
           const float right = px - (floor_x - kMagic), below = py - (floor_y - kMagic);
           const float lower = below * weight, upper = weight - lower;
           const float upper_right = upper * right, lower_right = lower * right;
@@ -346,7 +346,10 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
     }
 
     // a zero weight times an infinite or NaN pixel: points outside must not feel it
-    if (probe + sums.probe() != 0.f) {
+    sums.round(result);
+#pragma unroll
+    for (int m = 0; m < kPieces; ++m) probe.add(result[m]);
+    if (probe.result() != 0.f) {
       sums.clear();
       wanted = kPointBits;
     }
@@ -354,10 +357,11 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
       add_points(
           g, out_y, out_x, wanted, value + n * g.value_n + part * kWidth,
           offset_mask + n * g.offset_n + out_y * layout.record_h + out_x * layout.record_w + entry, turn, sums);
+      sums.round(result);
     }
   }
   write(
-      sums, turn, exists ? out_y * g.out_width + out_x : kNoPixel, layout.channels,
+      result, turn, exists ? out_y * g.out_width + out_x : kNoPixel, layout.channels,
       out + static_cast<int64_t>(n) * g.out_pixels * layout.channels + part * kWidth);
 }
 
@@ -368,7 +372,6 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   TileLayout t;
   t.tile = choose_tile(p, sizeof(T));
   const ForwardTile& tile = t.tile;
-  t.columns = parts_of(p.out_width, tile.w);
   t.out_height = p.out_height;
   t.channels = static_cast<int>(p.channels());
   t.parts = t.channels / kWidth;
@@ -384,7 +387,6 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   t.spacing_x = axes.x.spacing;
   t.spacing_y = axes.y.spacing;
   t.by_lines = Divider(t.lines);
-  t.by_columns = Divider(t.columns);
   t.by_parts_a_group = Divider(p.group_width / kWidth);
   t.by_tile_w = Divider(tile.w);
   t.by_pixels = Divider(tile.h * tile.w);
@@ -417,7 +419,8 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
                      {images, p.offset_mask.n, tile.images}},
                     &records);
     const dim3 grid(
-        t.columns * parts_of(p.out_height, tile.h) * t.lines, static_cast<unsigned>(parts_of(images, tile.images)));
+        parts_of(p.out_width, tile.w) * t.lines, parts_of(p.out_height, tile.h),
+        static_cast<unsigned>(parts_of(images, tile.images)));
     kernel<<<grid, tile.threads, tile.bytes, stream>>>(
         Geometry<float>(p), t, features, records, value, offset_mask,
         static_cast<T*>(args.out) + first * p.out_pixels() * p.channels());
@@ -425,14 +428,15 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// Groups must have whole parts of 16 channels, and records be aligned; that values are is the caller's to check.
+// Groups must have whole parts of 16 channels, records be aligned, and rows of tiles be a dimension of a grid; that
+// values are aligned is the caller's to check.
 bool fits(const ForwardArgs& args, int vector) {
   const Problem& p = args.problem;
   const Window& w = p.window;
   const Strides& records = p.offset_mask;
   const int64_t last = (p.out_height - 1) * records.h + (p.out_width - 1) * records.w + p.row;
   return w.kernel_h == 3 && w.kernel_w == 3 && !p.remove_center && !p.softmax && w.stride_h == 1 && w.stride_w == 1 &&
-         w.dilation_h <= 2 && w.dilation_w <= 2 && p.group_width % 16 == 0 &&
+         w.dilation_h <= 2 && w.dilation_w <= 2 && p.group_width % 16 == 0 && p.out_height <= kMostImages &&
          last <= std::numeric_limits<int32_t>::max() && reinterpret_cast<uintptr_t>(args.offset_mask) % 16 == 0 &&
          records.n % vector == 0 && records.h % vector == 0 && records.w % vector == 0;
 }

@@ -1,0 +1,158 @@
+"""The forward kernel over staged tiles, on maps with more threads than a GPU holds; half precision gathers others.
+
+Channels are shared out in lines of 128 bytes, of one pixel or of the same pixel of two or four images.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from .cases import LAYOUTS, SHORT, Case, Inputs, assert_forward_close, assert_forward_like_the_cpu
+from .oracles import Geometry
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
+
+# output elements of a map; a GPU with 170 multiprocessors holds 2.8 million, at 16 a thread
+MANY = 3_000_000
+
+
+def _large(groups: int, depth: int = 16, n: int = 2, width: int = 61, layout: str = "contiguous", **extra) -> Case:
+    """A case with this geometry that has enough rows; its sides are odd where nothing else is said."""
+    height = MANY // (n * width * groups * depth) // 2 * 2 + 1
+    spread, offsets = extra.pop("spread", 1.0), extra.pop("offset_mask_layout", layout)
+    geometry = Geometry(groups, **extra)
+    return Case(
+        "large", n, (height, width), depth, geometry, spread=spread, value_layout=layout, offset_mask_layout=offsets
+    )
+
+
+def _assert_right(case: Case, dtype: torch.dtype) -> None:
+    assert_forward_close(case.inputs(dtype, "cuda"), case.geometry, dtype, case.tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("groups", "depth"),
+    [(1, 16), (2, 16), (3, 16), (6, 16), (7, 16), (10, 16), (1, 32), (3, 32), (2, 48), (1, 64), (1, 80), (2, 96)],
+)
+def test_lines(dtype, n, groups, depth):
+    """Lines that are full and that are not, shared by images or not, the last of which may be missing."""
+    _assert_right(_large(groups, depth, n), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 7, 8, 9, 14, 28, 200])
+def test_sides(dtype, width):
+    """Tiles of all widths, and such that reach beyond the map."""
+    _assert_right(_large(4, width=width), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"dilation": (2, 2), "padding": (2, 2)},
+        {"dilation": (1, 2)},
+        {"dilation": (2, 1), "padding": (0, 0)},
+        {"padding": (0, 5)},
+        {"padding": (9, 0)},
+        {"scale": 0.5},
+        {"scale": 3.0, "dilation": (2, 2)},
+    ],
+    ids=str,
+)
+def test_windows(dtype, extra):
+    _assert_right(_large(4, **extra), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("spread", [0.0, 0.2, 3.0, 9.0, 300.0])
+def test_offsets_of_any_reach(dtype, spread):
+    """Within the staged pixels and far outside, of the map too."""
+    # offsets of zero lie on the grid, where a case does not put them
+    case = _large(4, spread=spread or 1.0)
+    inputs = case.inputs(dtype, "cuda")
+    if spread == 0:
+        _records(inputs, 4)[..., :18] = 0
+    assert_forward_close(inputs, case.geometry, dtype, case.tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", ["value", "offset_mask"])
+def test_layouts(dtype, layout, which):
+    """Those that the kernel takes, and those that are left to others."""
+    layouts = {"layout": layout, "offset_mask_layout": "contiguous"} if which == "value" else {"layout": "contiguous"}
+    if which == "offset_mask":
+        layouts["offset_mask_layout"] = layout
+    _assert_right(_large(4, **layouts), dtype)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize(("groups", "depth"), [(1, 16), (4, 16), (6, 16), (1, 48)])
+def test_expanded_images(dtype, n, groups, depth):
+    """Images with the same memory, of which no tensor engine can copy."""
+    case = _large(groups, depth, n)
+    inputs = case.inputs(dtype, "cuda")
+    assert_forward_close(
+        inputs._replace(value=inputs.value[:1].expand(n, -1, -1, -1)), case.geometry, dtype, case.tolerance(dtype)
+    )
+    assert_forward_close(
+        inputs._replace(offset_mask=inputs.offset_mask[:1].expand(n, -1, -1, -1)), case.geometry, dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("unmoved", [False, True])
+def test_values_that_are_not_finite(dtype, n, groups, unmoved):
+    """They reach the windows that touch them, and neither their neighbours in a line nor what has weight zero."""
+    case = _large(groups, n=n)
+    inputs = case.inputs(dtype, "cuda", poison=0.0)
+    if unmoved:
+        _records(inputs, groups)[..., :18] = 0
+    for i, bad in enumerate([math.nan, math.inf, -math.inf]):
+        inputs.value[0, 7 + 9 * i, 5 + 9 * i, 3 + i] = bad
+        inputs.value[-1, -1, 9 * i, -1] = bad
+    assert_forward_like_the_cpu(inputs, case.geometry, dtype, case.tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_records_that_are_not_finite(dtype, bad):
+    case = _large(4)
+    inputs = case.inputs(dtype, "cuda", poison=0.0)
+    records = _records(inputs, 4)
+    records[0, 5, 6, 1, 4] = records[1, 7, 8, 2, 9] = records[1, -1, -1, 3, 20] = bad
+    assert_forward_like_the_cpu(inputs, case.geometry, dtype, case.tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+def test_sums_beyond_the_largest_number(dtype):
+    """What a number cannot hold is infinite, and its neighbours are not touched."""
+    case = _large(4)
+    inputs = case.inputs(dtype, "cuda", poison=0.0)
+    inputs.value[0, 10:13, 10:13, 5] = torch.finfo(dtype).max / 4
+    records = _records(inputs, 4)
+    # others may be large in one order of summation only
+    records[0, :30, :30, 0, 18:] = 0.0
+    records[0, 11, 11, 0, :18], records[0, 11, 11, 0, 18:] = 0.25, 1.0
+    assert_forward_like_the_cpu(inputs, case.geometry, dtype, case.tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+def test_more_rows_than_a_grid_holds(dtype):
+    """A column of pixels with more tiles than a grid's second dimension counts."""
+    case = Case("tall", 1, (8 * 65536 + 1, 1), 16, Geometry(1))
+    # positions are numbers in float32
+    assert_forward_close(case.inputs(dtype, "cuda"), case.geometry, dtype, case.tolerance(torch.float32))
+
+
+def _records(inputs: Inputs, groups: int) -> torch.Tensor:
+    return inputs.offset_mask[..., : 27 * groups].unflatten(-1, (groups, 27))
