@@ -12,16 +12,16 @@ namespace {
 constexpr int kPoints = 9;
 constexpr int kEntries = 3 * kPoints;  // of a record
 constexpr int kMostThreads = 256;
-constexpr int kLineBytes = 128;  // staged of a pixel, or of the same pixel of two or four images
+constexpr int kBlocksAtOnce = 3;  // of kMostThreads on a multiprocessor, and more in bfloat16
+constexpr int kFewBlocks = 8;     // for a multiprocessor
+constexpr int kLowHeight = 4;     // of tiles where there are few
+constexpr int kLineBytes = 128;   // staged of a pixel, or of the same pixel of two or four images
 constexpr int kLinePieceBits = 3, kLinePieces = 1 << kLinePieceBits;  // of 16 bytes
 constexpr int kRegionWidth = 16;                                      // staged pixels in a row
 constexpr int kBarrierBytes = 16;
 
 // of 16 bytes, that a thread computes: 16 channels
 constexpr int forward_pieces(int element_bytes) { return element_bytes; }
-
-// of kMostThreads, on a multiprocessor
-constexpr int blocks_at_once(int element_bytes) { return element_bytes == 2 ? 4 : 3; }
 
 struct ForwardTile {
   int h, w;
@@ -62,14 +62,20 @@ inline ForwardTile choose_tile(const Problem& p, int element_bytes) {
   // three pixels around the outer points of the window
   tile.reach = 3 + std::max(p.window.dilation_h, p.window.dilation_w);
   tile.images = images_in_a_line(p, element_bytes);
+  const int vector = 16 / element_bytes, parts_a_group = p.group_width / (vector * pieces);
+  const int image_parts = parts / tile.images, lines = parts_of(p.channels() / (vector * pieces), image_parts);
   // as equal as can be
-  tile.w = parts_of(p.out_width, parts_of(p.out_width, kRegionWidth - 2 * tile.reach));
+  const int columns = parts_of(p.out_width, kRegionWidth - 2 * tile.reach);
+  tile.w = parts_of(p.out_width, columns);
   tile.h = choose_height(p.out_height, kMostThreads / parts / tile.w);
+  // where there are few blocks, smaller ones share out better and start sooner
+  const int64_t blocks = parts_of(p.batch, tile.images) * parts_of(p.out_height, tile.h) * columns * lines;
+  if (element_bytes == 2 && blocks < int64_t{kFewBlocks} * attribute(cudaDevAttrMultiProcessorCount)) {
+    tile.h = std::min(tile.h, kLowHeight);
+  }
   tile.region_h = tile.h + 2 * tile.reach;
   tile.threads = parts_of(tile.h * tile.w * parts, 32) * 32;
   // the groups of a line, and what lies before them in their first 16 bytes
-  const int vector = 16 / element_bytes, parts_a_group = p.group_width / (vector * pieces);
-  const int image_parts = parts / tile.images, lines = parts_of(p.channels() / (vector * pieces), image_parts);
   int entries = 0;
   for (int line = 0; line < lines; ++line) {
     const int first = line * image_parts / parts_a_group;

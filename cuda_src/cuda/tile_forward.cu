@@ -26,6 +26,12 @@ constexpr int kRowBytes = kRegionWidth * kLineBytes;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kNoPixel = -1;
 
+// faster with fewer registers in bfloat16
+template <typename T>
+constexpr int kBlocks = kBlocksAtOnce;
+template <>
+constexpr int kBlocks<__nv_bfloat16> = 4;
+
 struct TileLayout {
   ForwardTile tile;
   int out_height;
@@ -160,28 +166,39 @@ __device__ __forceinline__ void write(
 // of a pixel's points those that are asked for, by the contract
 template <typename T>
 __device__ __forceinline__ void add_points(
-    const Geometry<float>& g, int out_y, int out_x, uint32_t wanted, const T* image, const T* record, int turn,
-    Sums<T>& sums) {
+    const Geometry<float>& g, int out_y, int out_x, uint32_t wanted, const T* image, const StagedRecord<T>& record,
+    int turn, Sums<T>& sums) {
   constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces;
+  // corners whose features are on their way at once
+  constexpr int kCorners = 8 / kPieces;
   const Position<float> at(g, out_y, out_x);
 #pragma unroll 1
   for (; wanted != 0; wanted &= wanted - 1) {
     const int k = __ffs(wanted) - 1;
-    const Sample<float> s = sample(g, at, record, k);
+    const Sample<float> s(g, at, k, record[2 * k], record[2 * k + 1]);
     if (!s.inside) continue;
-    const float m = to_opmath(record[2 * kPoints + k]);
+    const float m = record[2 * kPoints + k];
+    const T* point = image + static_cast<int64_t>(s.y0) * g.value_h + static_cast<int64_t>(s.x0) * g.value_w;
 #pragma unroll 1
-    for (int corner = 0; corner < 4; ++corner) {
-      const bool bottom = corner / 2, right = corner % 2;
-      if (!(bottom ? s.bottom : s.top) || !(right ? s.right : s.left)) continue;
-      const T* from =
-          image + static_cast<int64_t>(s.y0 + bottom) * g.value_h + static_cast<int64_t>(s.x0 + right) * g.value_w;
-      const float factor = m * (bottom ? s.ly : 1 - s.ly) * (right ? s.lx : 1 - s.lx);
+    for (int first = 0; first < 4; first += kCorners) {
+      Vector<T, kVector> v[kCorners][kPieces];
+      float factor[kCorners];
 #pragma unroll
-      for (int n = 0; n < kPieces; ++n) {
-        Vector<T, kVector> v;
-        v.load(from + (n ^ turn) * kVector);
-        sums.add(n, factor, v);
+      for (int i = 0; i < kCorners; ++i) {
+        const bool bottom = (first + i) / 2, right = i % 2;
+        const bool exists = (bottom ? s.bottom : s.top) && (right ? s.right : s.left);
+        factor[i] = m * (bottom ? s.ly : 1 - s.ly) * (right ? s.lx : 1 - s.lx);
+        const T* from = point + (bottom ? g.value_h : 0) + (right ? g.value_w : 0);
+#pragma unroll
+        for (int n = 0; n < kPieces; ++n) {
+          v[i][n].piece[0] = make_uint4(0, 0, 0, 0);
+          if (exists) v[i][n].load(from + (n ^ turn) * kVector);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kCorners; ++i) {
+#pragma unroll
+        for (int n = 0; n < kPieces; ++n) sums.add(n, factor[i], v[i][n]);
       }
     }
   }
@@ -225,7 +242,7 @@ __device__ __forceinline__ void stage_records(
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_forward(
+__global__ void __launch_bounds__(kMostThreads, kBlocks<T>) tile_forward(
     const Geometry<float> g, const TileLayout layout, const __grid_constant__ CUtensorMap features,
     const __grid_constant__ CUtensorMap records, const T* __restrict__ value, const T* __restrict__ offset_mask,
     T* __restrict__ out) {
@@ -354,9 +371,7 @@ __global__ void __launch_bounds__(kMostThreads, blocks_at_once(sizeof(T))) tile_
       wanted = kPointBits;
     }
     if (wanted != 0) {
-      add_points(
-          g, out_y, out_x, wanted, value + n * g.value_n + part * kWidth,
-          offset_mask + n * g.offset_n + out_y * layout.record_h + out_x * layout.record_w + entry, turn, sums);
+      add_points(g, out_y, out_x, wanted, value + n * g.value_n + part * kWidth, record, turn, sums);
       sums.round(result);
     }
   }
@@ -450,7 +465,7 @@ bool tile_forward_pays(const ForwardArgs& args) {
   if (p.dtype == DType::float32) return true;
   // small maps wait longer for what is staged than for what they gather
   const int64_t threads = p.batch * p.out_pixels() * p.channels() / (forward_pieces(bytes) * vector);
-  const int64_t at_once = int64_t{kMostThreads} * blocks_at_once(bytes) * attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t at_once = int64_t{kMostThreads} * kBlocksAtOnce * attribute(cudaDevAttrMultiProcessorCount);
   return threads > at_once && fullness(p, bytes, images_in_a_line(p, bytes)) > 0.7;
 }
 
