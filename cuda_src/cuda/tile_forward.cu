@@ -187,7 +187,8 @@ __device__ __forceinline__ void add_points(
       for (int i = 0; i < kCorners; ++i) {
         const bool bottom = (first + i) / 2, right = i % 2;
         const bool exists = (bottom ? s.bottom : s.top) && (right ? s.right : s.left);
-        factor[i] = m * (bottom ? s.ly : 1 - s.ly) * (right ? s.lx : 1 - s.lx);
+        // an infinite weight times nothing is NaN
+        factor[i] = exists ? m * (bottom ? s.ly : 1 - s.ly) * (right ? s.lx : 1 - s.lx) : 0.f;
         const T* from = point + (bottom ? g.value_h : 0) + (right ? g.value_w : 0);
 #pragma unroll
         for (int n = 0; n < kPieces; ++n) {
