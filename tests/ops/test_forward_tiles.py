@@ -115,7 +115,7 @@ def test_expanded_images(dtype, n, groups, depth):
 @pytest.mark.parametrize("unmoved", [False, True])
 def test_values_that_are_not_finite(dtype, n, groups, unmoved):
     """They reach the windows that touch them, and neither their neighbours in a line nor what has weight zero."""
-    case = _large(groups, n=n)
+    case = _large(groups, n=n, width=253)
     inputs = case.inputs(dtype, "cuda", poison=0.0)
     if unmoved:
         _records(inputs, groups)[..., :18] = 0
