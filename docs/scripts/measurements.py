@@ -16,6 +16,7 @@ from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-27-h100-torch2.11-op.json"
+MEANS = RESULTS / "2026-11-27-h100-torch2.11-far-points.json"
 MODEL = RESULTS / "2026-11-27-h100-torch2.11-model.json"
 CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
@@ -66,13 +67,14 @@ def operator_table() -> str:
 
 def means_table() -> str:
     """Return geometric means over the maps."""
-    means = json.loads(OPERATOR.read_text(encoding="utf-8"))["geometric_means"]
+    document = json.loads(MEANS.read_text(encoding="utf-8"))
+    means = document["geometric_means"]
     ratios = [key for key in means[0] if key not in ("dtype", "pass")]
     rows = [
         [f"{mean['dtype']} {mean['pass']}", *("-" if mean[key] is None else f"{mean[key]:.2f}" for key in ratios)]
         for mean in means
     ]
-    return markdown(["geometric mean", *ratios], rows)
+    return f"{markdown(['geometric mean', *ratios], rows)}\n\n{origin(document, MEANS)}"
 
 
 def model_rows(document: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
