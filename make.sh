@@ -87,7 +87,8 @@ build_if_possible() {
 run_tests() {
   # without a GPU too: a broken CUDA source shall not go unseen
   build_if_possible cuda=try arch="${YOLO_DCNV4_ARCHS:-quick}"
-  "$python" -m pytest "$@"
+  # two at a time, for most wait for processes of their own; a later -n among the arguments counts
+  "$python" -m pytest -n 2 --dist worksteal "$@"
 }
 
 # modules removed since would get into the next wheel, and the metadata count as an installation in this folder
