@@ -37,6 +37,10 @@ class Inputs(NamedTuple):
         """Value and offset_mask as leaves that ask for gradients, strides kept."""
         return self.value.detach().requires_grad_(), self.offset_mask.detach().requires_grad_()
 
+    def records(self, groups: int, points: int = 9) -> Tensor:
+        """A view (N, H_out, W_out, G, 3*K) of offset_mask without its padding: offsets first, then weights."""
+        return self.offset_mask[..., : 3 * groups * points].unflatten(-1, (groups, 3 * points))
+
 
 def _nchw(t: Tensor) -> Tensor:
     return t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)

@@ -6,6 +6,7 @@ Channels are shared out in lines of 128 bytes, of one pixel or of the same pixel
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,14 +20,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
 MANY = 3_000_000
 
 
-def _large(groups: int, depth: int = 16, n: int = 2, width: int = 61, layout: str = "contiguous", **extra) -> Case:
+def _large(groups: int, depth: int = 16, n: int = 2, width: int = 61, **geometry) -> Case:
     """A case with this geometry that has enough rows; its sides are odd where nothing else is said."""
     height = MANY // (n * width * groups * depth) // 2 * 2 + 1
-    spread, offsets = extra.pop("spread", 1.0), extra.pop("offset_mask_layout", layout)
-    geometry = Geometry(groups, **extra)
-    return Case(
-        "large", n, (height, width), depth, geometry, spread=spread, value_layout=layout, offset_mask_layout=offsets
-    )
+    return Case("large", n, (height, width), depth, Geometry(groups, **geometry))
 
 
 def _assert_right(case: Case, dtype: torch.dtype) -> None:
@@ -79,10 +76,10 @@ def test_windows(dtype, extra):
 def test_offsets_of_any_reach(dtype, spread):
     """Within the staged pixels and far outside, of the map too."""
     # offsets of zero lie on the grid, where a case does not put them
-    case = _large(4, spread=spread or 1.0)
+    case = replace(_large(4), spread=spread or 1.0)
     inputs = case.inputs(dtype, "cuda")
     if spread == 0:
-        _records(inputs, 4)[..., :18] = 0
+        inputs.records(4)[..., :18] = 0
     assert_forward_close(inputs, case.geometry, dtype, case.tolerance(dtype))
 
 
@@ -91,10 +88,7 @@ def test_offsets_of_any_reach(dtype, spread):
 @pytest.mark.parametrize("which", ["value", "offset_mask"])
 def test_layouts(dtype, layout, which):
     """Those that the kernel takes, and those that are left to others."""
-    layouts = {"layout": layout, "offset_mask_layout": "contiguous"} if which == "value" else {"layout": "contiguous"}
-    if which == "offset_mask":
-        layouts["offset_mask_layout"] = layout
-    _assert_right(_large(4, **layouts), dtype)
+    _assert_right(replace(_large(4), **{f"{which}_layout": layout}), dtype)
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
@@ -118,7 +112,7 @@ def test_values_that_are_not_finite(dtype, n, groups, unmoved):
     case = _large(groups, n=n, width=253)
     inputs = case.inputs(dtype, "cuda", poison=0.0)
     if unmoved:
-        _records(inputs, groups)[..., :18] = 0
+        inputs.records(groups)[..., :18] = 0
     for i, bad in enumerate([math.nan, math.inf, -math.inf]):
         inputs.value[0, 7 + 9 * i, 5 + 9 * i, 3 + i] = bad
         inputs.value[-1, -1, 9 * i, -1] = bad
@@ -130,7 +124,7 @@ def test_values_that_are_not_finite(dtype, n, groups, unmoved):
 def test_records_that_are_not_finite(dtype, bad):
     case = _large(4)
     inputs = case.inputs(dtype, "cuda", poison=0.0)
-    records = _records(inputs, 4)
+    records = inputs.records(4)
     records[0, 5, 6, 1, 4] = records[1, 7, 8, 2, 9] = records[1, -1, -1, 3, 20] = bad
     _assert_like_the_cpu(inputs, case.geometry, dtype)
 
@@ -141,7 +135,7 @@ def test_sums_beyond_the_largest_number(dtype):
     case = _large(4)
     inputs = case.inputs(dtype, "cuda", poison=0.0)
     inputs.value[0, 10:13, 10:13, 5] = torch.finfo(dtype).max / 4
-    records = _records(inputs, 4)
+    records = inputs.records(4)
     # others may be large in one order of summation only
     records[0, :30, :30, 0, 18:] = 0.0
     records[0, 11, 11, 0, :18], records[0, 11, 11, 0, 18:] = 0.25, 1.0
@@ -154,7 +148,3 @@ def test_more_rows_than_a_grid_holds(dtype):
     case = Case("tall", 1, (8 * 65536 + 1, 1), 16, Geometry(1))
     # positions are numbers in float32
     assert_forward_close(case.inputs(dtype, "cuda"), case.geometry, dtype, case.tolerance(torch.float32))
-
-
-def _records(inputs: Inputs, groups: int) -> torch.Tensor:
-    return inputs.offset_mask[..., : 27 * groups].unflatten(-1, (groups, 27))

@@ -34,8 +34,7 @@ SMALL = {
 
 def weights(inputs: Inputs, groups: int, points: int = 9) -> Tensor:
     """Return a view of the weights in offset_mask."""
-    records = inputs.offset_mask[..., : 3 * groups * points].unflatten(-1, (groups, 3 * points))
-    return records[..., 2 * points :]
+    return inputs.records(groups, points)[..., 2 * points :]
 
 
 @pytest.mark.parametrize("dtype", SHORT, ids=str)

@@ -13,13 +13,9 @@ from .oracles import Geometry
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiled")]
 
 
-def _records(inputs: Inputs, groups: int) -> torch.Tensor:
-    return inputs.offset_mask[..., : 27 * groups].unflatten(-1, (groups, 27))
-
-
 def _unmoved(case: Case, dtype: torch.dtype) -> Inputs:
     inputs = case.inputs(dtype, "cuda")
-    _records(inputs, case.geometry.groups)[..., :18] = 0
+    inputs.records(case.geometry.groups)[..., :18] = 0
     return inputs
 
 
@@ -50,10 +46,10 @@ def test_next_to_moved_ones(dtype):
     geometry = Geometry(3)
     case = Case("unmoved", 2, (11, 12), 16, geometry)
     inputs, moved = _unmoved(case, dtype), case.inputs(dtype, "cuda")
-    records = _records(inputs, 3)
+    records = inputs.records(3)
     records[..., 1, :18] = -0.0
     chosen = torch.rand(records.shape[:-1], generator=torch.Generator().manual_seed(0)) < 0.5
-    records[chosen.cuda()] = _records(moved, 3)[chosen.cuda()]
+    records[chosen.cuda()] = moved.records(3)[chosen.cuda()]
     # one offset of eighteen is enough
     records[0, 0, 0, 0, :18] = 0
     records[0, 0, 0, 0, 17] = 0.25
@@ -76,6 +72,6 @@ def test_pixel_that_is_not_finite(dtype, bad, pixel):
 def test_weight_that_is_not_finite(dtype, bad):
     geometry = Geometry(2)
     inputs = _unmoved(Case("unmoved", 2, (9, 10), 16, geometry), dtype)
-    records = _records(inputs, 2)
+    records = inputs.records(2)
     records[0, 0, 0, 0, 18] = records[0, 4, 4, 1, 22] = records[1, 8, 9, 0, 26] = bad
     assert_forward_like_the_cpu(inputs, geometry, dtype)
