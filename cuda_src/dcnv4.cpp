@@ -29,11 +29,6 @@ const char* name_of(DType dtype) {
   return names[static_cast<int>(dtype)];
 }
 
-int64_t bytes_of(DType dtype) {
-  constexpr int64_t bytes[] = {8, 4, 2, 2};
-  return bytes[static_cast<int>(dtype)];
-}
-
 // null where an empty tensor has no memory
 void* part_of(void* data, int64_t elements, DType dtype) {
   return data ? static_cast<char*>(data) + elements * bytes_of(dtype) : nullptr;

@@ -7,6 +7,11 @@ namespace yolo_dcnv4 {
 
 enum class DType { float64, float32, float16, bfloat16 };
 
+constexpr int bytes_of(DType dtype) {
+  constexpr int bytes[] = {8, 4, 2, 2};
+  return bytes[static_cast<int>(dtype)];
+}
+
 struct Window {
   int kernel_h, kernel_w;
   int stride_h, stride_w;

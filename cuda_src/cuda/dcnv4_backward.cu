@@ -204,15 +204,14 @@ cudaError_t launch_clear(
   constexpr int kBytes = sizeof(Piece);
   const int pieces = static_cast<int>(p.pixels() * row_bytes / kBytes);
   const int64_t image = p.pixels() * pitch_bytes / kBytes;
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = std::min(p.batch - first, kMostImages);
+  return for_images(p, [&](int64_t first, int64_t images) {
     const int64_t wanted = parts_of(pieces, kThreads * kPiecesAThread);
     const dim3 grid(grid_for(wanted, std::max<int64_t>(1, kMostBlocks / images)), static_cast<unsigned>(images));
     clear<Piece><<<grid, kThreads, 0, stream>>>(
         static_cast<Piece*>(sums) + first * image, pieces, Divider(static_cast<uint32_t>(row_bytes / kBytes)),
         pitch_bytes / kBytes, image, bounds);
-  }
-  return cudaGetLastError();
+    return cudaGetLastError();
+  });
 }
 
 template <typename Sums>
@@ -233,19 +232,16 @@ cudaError_t round_sums(const CudaBackwardArgs& args, const Sums& sums, cudaStrea
                     reinterpret_cast<uintptr_t>(args.grad_value) % (kWide * sizeof(T)) == 0;
   const int row_vectors = static_cast<int>(p.channels() / (wide ? kWide : 1));
   const int pixels = static_cast<int>(p.pixels());
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+  return for_images(p, [&](int64_t first, int64_t images) {
     const int64_t vectors = p.pixels() * row_vectors;
     const dim3 grid(grid_for((vectors + kThreads - 1) / kThreads, 1 << 16), static_cast<unsigned>(images));
     Sums shifted = sums;
     shifted.sums += first * p.pixels() * p.channels();
     const auto kernel = wide ? finish<T, kWide, Sums> : finish<T, 1, Sums>;
-    const cudaError_t status = launch_in_chain(
+    return launch_in_chain(
         kernel, grid, kThreads, 0, stream, true, shifted, pixels, Divider(row_vectors), args.grad_value_row,
         static_cast<T*>(args.grad_value) + first * p.pixels() * args.grad_value_row);
-    if (status != cudaSuccess) return status;
-  }
-  return cudaSuccess;
+  });
 }
 
 template <typename T, int kChannels, typename Sums>
@@ -268,8 +264,7 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
   const auto* value = static_cast<const T*>(args.value);
   const auto* offset_mask = static_cast<const T*>(args.offset_mask);
   auto* grad_offset_mask = static_cast<T*>(args.grad_offset_mask);
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+  return for_images(p, [&](int64_t first, int64_t images) {
     const T* grads = grad_output + first * p.grad_output.n;
     const T* records = offset_mask + first * p.offset_mask.n;
     Sums shifted = sums;
@@ -280,7 +275,7 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
         if (status != cudaSuccess) return status;
       }
     }
-    if (!scatters && !grad_offset_mask) continue;
+    if (!scatters && !grad_offset_mask) return cudaSuccess;
     T* grad_records =
         grad_offset_mask ? grad_offset_mask + first * p.out_pixels() * args.grad_offset_mask_row : nullptr;
     const T* values = value + first * p.value.n;
@@ -290,13 +285,13 @@ cudaError_t launch(const CudaBackwardArgs& args, Sums sums, cudaStream_t stream)
       if (!scatters && kernel && fits_3x3(p, sizeof(T))) {
         kernel<<<grid, kGradientThreads, 0, stream>>>(
             g, layout, Axes(p, sizeof(T)), grads, values, records, grad_records);
-        continue;
+        return cudaGetLastError();
       }
     }
     backward_any_window<T, kChannels, Sums>
         <<<grid, kGradientThreads, 0, stream>>>(g, layout, grads, values, records, shifted, scatters, grad_records);
-  }
-  return cudaGetLastError();
+    return cudaGetLastError();
+  });
 }
 
 // whether rows can be read in whole vectors, of which the last may reach behind the entries
@@ -321,8 +316,9 @@ cudaError_t launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStre
   // the kernel counts vectors in 32 bits
   const int64_t longest_row = std::max(grads.by_row.divisor, weights.by_row.divisor);
   const int64_t most_pixels = std::max<int64_t>(1, (1 << 30) / longest_row);
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = std::min(p.batch - first, kMostImages);
+  return for_images(p, [&](int64_t first, int64_t images) {
+    grads.data = static_cast<const T*>(args.grad_output) + first * p.grad_output.n;
+    weights.data = static_cast<const T*>(args.offset_mask) + first * p.offset_mask.n;
     for (int64_t pixel = 0; pixel < p.out_pixels(); pixel += most_pixels) {
       const int64_t pixels = std::min(p.out_pixels() - pixel, most_pixels);
       int blocks[2] = {};
@@ -341,10 +337,8 @@ cudaError_t launch_bounds(const CudaBackwardArgs& args, Bounds* bounds, cudaStre
           bounds);
       if (status != cudaSuccess) return status;
     }
-    grads.data += images * p.grad_output.n;
-    weights.data += images * p.offset_mask.n;
-  }
-  return cudaSuccess;
+    return cudaSuccess;
+  });
 }
 
 template <typename T>
@@ -401,7 +395,7 @@ int choose_plane_warps(const CudaBackwardArgs& args) {
   if (slices_of(p) > 2) return 0;
   // blocks of the output have to lie on those of the input
   if (w.pad_h != w.dilation_h || w.pad_w != w.dilation_w) return 0;
-  const int element_bytes = p.dtype == DType::float32 ? 4 : 2;
+  const int element_bytes = bytes_of(p.dtype);
   // rows of grad_value are written in 16-byte vectors
   const Operand grad_value{args.grad_value, {0, 0, args.grad_value_row}};
   const int width =

@@ -180,17 +180,15 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
     if (staged_features_pay(architecture()) && tile_forward_pays(args)) return launch_tile_forward(args, stream);
   }
   const Geometry<A<T>> g(p);
-  // calls start(value, offset_mask, out, images) for as many images at once as a grid holds
-  const auto for_images = [&](const auto& start) {
-    const T* value = static_cast<const T*>(args.value);
-    const T* offset_mask = static_cast<const T*>(args.offset_mask);
-    T* out = static_cast<T*>(args.out);
-    for (int64_t first = 0; first < p.batch; first += kMostImages) {
+  // calls start(value, offset_mask, out, images)
+  const auto with_pointers = [&](const auto& start) {
+    return for_images(p, [&](int64_t first, int64_t images) {
       start(
-          value + first * p.value.n, offset_mask + first * p.offset_mask.n, out + first * p.out_pixels() * p.channels(),
-          static_cast<unsigned>(std::min(p.batch - first, kMostImages)));
-    }
-    return cudaGetLastError();
+          static_cast<const T*>(args.value) + first * p.value.n,
+          static_cast<const T*>(args.offset_mask) + first * p.offset_mask.n,
+          static_cast<T*>(args.out) + first * p.out_pixels() * p.channels(), static_cast<unsigned>(images));
+      return cudaGetLastError();
+    });
   };
   if constexpr (sizeof(T) < 8 && kChannels * sizeof(T) >= 16) {
     if (fits_3x3(p, sizeof(T))) {
@@ -205,7 +203,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
         if (ordered) kernel = forward_3x3<T, kChannels, 1, true>;
       }
       if (patches.fit(p)) {
-        return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
+        return with_pointers([&](const T* value, const T* offset_mask, T* out, unsigned images) {
           kernel<<<patches.grid(images), patches.block(), 0, stream>>>(
               g, patches, surroundings, axes, lies_on_pixels(p), value, offset_mask, out);
         });
@@ -218,7 +216,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   layout.row = 3 * static_cast<int64_t>(p.points);
   layout.by_vectors = Divider(layout.vectors);
   layout.by_lanes = Divider(p.group_width / kChannels);
-  return for_images([&](const T* value, const T* offset_mask, T* out, unsigned images) {
+  return with_pointers([&](const T* value, const T* offset_mask, T* out, unsigned images) {
     const dim3 grid((layout.units + kThreads - 1) / kThreads, images);
     forward_any_window<T, kChannels><<<grid, kThreads, 0, stream>>>(g, layout, value, offset_mask, out);
   });

@@ -24,9 +24,12 @@ constexpr int kBarrierBytes = 16;
 constexpr int forward_pieces(int element_bytes) { return element_bytes; }
 
 struct ForwardTile {
-  int h, w;
-  int images;        // that share a line
-  int record_bytes;  // staged of a pixel's records
+  int h, w, columns;  // columns: of tiles in a map
+  int images;         // that share a line
+  // of a pixel; a part is a thread's
+  int parts, lines;
+  int image_bits, part_bits;  // log2 of the images in a line, and of an image's parts there
+  int record_bytes;           // staged of a pixel's records
   int threads, bytes;
   int reach, region_h;  // staged pixels on each side of the tile, and all rows
 };
@@ -57,27 +60,33 @@ inline int choose_height(int out_height, int most) {
 }
 
 inline ForwardTile choose_tile(const Problem& p, int element_bytes) {
-  const int pieces = forward_pieces(element_bytes), parts = kLinePieces / pieces;
+  const int vector = 16 / element_bytes, width = vector * forward_pieces(element_bytes);
+  const int line_parts = kLinePieces / forward_pieces(element_bytes);  // of all images
   ForwardTile tile;
   // three pixels around the outer points of the window
   tile.reach = 3 + std::max(p.window.dilation_h, p.window.dilation_w);
   tile.images = images_in_a_line(p, element_bytes);
-  const int vector = 16 / element_bytes, parts_a_group = p.group_width / (vector * pieces);
-  const int image_parts = parts / tile.images, lines = parts_of(p.channels() / (vector * pieces), image_parts);
+  tile.image_bits = tile.part_bits = 0;
+  while (1 << tile.image_bits < tile.images) ++tile.image_bits;
+  while (tile.images << tile.part_bits < line_parts) ++tile.part_bits;
+  tile.parts = static_cast<int>(p.channels()) / width;
+  const int image_parts = 1 << tile.part_bits;
+  tile.lines = parts_of(tile.parts, image_parts);
+  tile.columns = parts_of(p.out_width, kRegionWidth - 2 * tile.reach);
   // as equal as can be
-  const int columns = parts_of(p.out_width, kRegionWidth - 2 * tile.reach);
-  tile.w = parts_of(p.out_width, columns);
-  tile.h = choose_height(p.out_height, kMostThreads / parts / tile.w);
+  tile.w = parts_of(p.out_width, tile.columns);
+  tile.h = choose_height(p.out_height, kMostThreads / line_parts / tile.w);
   // where there are few blocks, smaller ones share out better and start sooner
-  const int64_t blocks = parts_of(p.batch, tile.images) * parts_of(p.out_height, tile.h) * columns * lines;
+  const int64_t blocks = parts_of(p.batch, tile.images) * parts_of(p.out_height, tile.h) * tile.columns * tile.lines;
   if (element_bytes == 2 && blocks < int64_t{kFewBlocks} * attribute(cudaDevAttrMultiProcessorCount)) {
     tile.h = std::min(tile.h, kLowHeight);
   }
   tile.region_h = tile.h + 2 * tile.reach;
-  tile.threads = parts_of(tile.h * tile.w * parts, 32) * 32;
+  tile.threads = parts_of(tile.h * tile.w * line_parts, 32) * 32;
   // the groups of a line, and what lies before them in their first 16 bytes
+  const int parts_a_group = p.group_width / width;
   int entries = 0;
-  for (int line = 0; line < lines; ++line) {
+  for (int line = 0; line < tile.lines; ++line) {
     const int first = line * image_parts / parts_a_group;
     const int last = std::min(((line + 1) * image_parts - 1) / parts_a_group, p.groups - 1);
     entries = std::max(entries, first * kEntries % vector + (last - first + 1) * kEntries);

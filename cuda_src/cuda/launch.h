@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "../dcnv4.h"
 
 namespace yolo_dcnv4 {
@@ -26,6 +28,16 @@ int choose_plane_warps(const CudaBackwardArgs& args);
 
 // images of one launch: what a grid's second and third dimensions hold
 constexpr int64_t kMostImages = 65535;
+
+// Calls launch(first, images) for as many images at once as a grid holds, until one fails.
+template <typename Launch>
+cudaError_t for_images(const Problem& p, const Launch& launch) {
+  cudaError_t status = cudaSuccess;
+  for (int64_t first = 0; first < p.batch && status == cudaSuccess; first += kMostImages) {
+    status = launch(first, std::min(p.batch - first, kMostImages));
+  }
+  return status;
+}
 
 // whether this library holds code for the current device
 cudaError_t probe_device();

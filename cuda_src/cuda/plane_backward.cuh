@@ -247,15 +247,14 @@ cudaError_t launch_plane_slices(const CudaBackwardArgs& args, cudaStream_t strea
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
   auto* grad_value = static_cast<T*>(args.grad_value);
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+  return for_images(p, [&](int64_t first, int64_t images) {
     const WarpGradients<T> to(args, first);
     const dim3 grid(p.groups, static_cast<unsigned>(images));
     kernel<<<grid, 32 * args.plane_warps, bytes, stream>>>(
         Geometry<float>(p), layout, PlaneLayout(p, kChannels), to,
         grad_value + first * p.pixels() * args.grad_value_row, args.grad_value_row);
-  }
-  return cudaGetLastError();
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace

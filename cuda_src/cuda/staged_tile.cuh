@@ -14,10 +14,7 @@ constexpr int kRowBytes = kRegionWidth * kLineBytes;
 
 struct TileLayout {
   ForwardTile tile;
-  int out_height;
-  int lines, batch;           // of a pixel; images
-  int parts, channels;        // of a pixel; a part is a thread's
-  int image_bits, part_bits;  // log2 of the images in a line, and of an image's parts there
+  int batch, out_height, channels;
   int record_w, record_h, entries;
   bool in_bulk, on_pixels;
   float spacing_x, spacing_y;  // of the window's points
@@ -79,10 +76,10 @@ __device__ __forceinline__ void stage_features(
     const Geometry<float>& g, const TileLayout& layout, int start_y, int start_x, const T* image, int channels,
     int images, uint32_t staged) {
   constexpr int kVector = 16 / sizeof(T);
-  const int image_pieces = kLinePieces >> layout.image_bits;
+  const int image_pieces = kLinePieces >> layout.tile.image_bits;
 #pragma unroll 4
   for (int i = threadIdx.x; i < layout.tile.region_h * kRegionWidth * kLinePieces; i += blockDim.x) {
-    const int n = (i % kLinePieces) >> (kLinePieceBits - layout.image_bits), piece = i & (image_pieces - 1);
+    const int n = (i % kLinePieces) >> (kLinePieceBits - layout.tile.image_bits), piece = i & (image_pieces - 1);
     const int x = start_x + i / kLinePieces % kRegionWidth, y = start_y + i / (kLinePieces * kRegionWidth);
     const bool exists = (n < images) & (piece * kVector < channels) & (static_cast<unsigned>(x) < g.width) &
                         (static_cast<unsigned>(y) < g.height);

@@ -204,17 +204,14 @@ cudaError_t launch_slices(const CudaBackwardArgs& args, const Sums& sums, cudaSt
   const int bytes = sizeof(WarpRoom<T, kSlices>[kWarps]);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = p.batch - first < kMostImages ? p.batch - first : kMostImages;
+  return for_images(p, [&](int64_t first, int64_t images) {
     const WarpGradients<T> to(args, first);
     Sums shifted = sums;
     shifted.sums += first * p.pixels() * sums.row;
     const dim3 grid(tiles.blocks(), static_cast<unsigned>(images));
-    const cudaError_t launched = launch_in_chain(
+    return launch_in_chain(
         kernel, grid, kThreadsATile, bytes, stream, to.needs_value, Geometry<float>(p), tiles, layout, to, shifted);
-    if (launched != cudaSuccess) return launched;
-  }
-  return cudaSuccess;
+  });
 }
 
 }  // namespace

@@ -148,10 +148,10 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks<T>) tile_forward(
   constexpr int kVector = Sums<T>::kVector, kPieces = Sums<T>::kPieces, kWidth = kPieces * kVector;
   extern __shared__ __align__(kLineBytes) uint4 shared[];
   const ForwardTile& tile = layout.tile;
-  const int column = layout.by_lines.quotient(blockIdx.x), line = blockIdx.x - column * layout.lines;
+  const int column = layout.by_lines.quotient(blockIdx.x), line = blockIdx.x - column * tile.lines;
   const int first_y = blockIdx.y * tile.h, first_x = column * tile.w, first_n = blockIdx.z * tile.images;
 
-  const int first_part = line << layout.part_bits;
+  const int first_part = line << tile.part_bits;
   const int first_entry = layout.by_parts_a_group.quotient(first_part) * kEntries;
   const int before = first_entry % kVector;  // entries staged before it, for the engine starts with 16 bytes
   const int pixels = tile.h * tile.w;
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks<T>) tile_forward(
   // Of eight threads, which read at once, kPieces take the same part of neighbouring pixels, each in another turn.
   const int place = threadIdx.x % kLinePieces / kPieces, turn = threadIdx.x % kPieces;
   const int pixel = threadIdx.x / kLinePieces * kPieces + turn;
-  const int image = place >> layout.part_bits, n = first_n + image;
-  const int part = first_part + (place & ((1 << layout.part_bits) - 1));
+  const int image = place >> tile.part_bits, n = first_n + image;
+  const int part = first_part + (place & ((1 << tile.part_bits) - 1));
   const int y = layout.by_tile_w.quotient(pixel), x = pixel - y * tile.w;
   const int out_y = first_y + y, out_x = first_x + x;
   const int entry = layout.by_parts_a_group.quotient(part) * kEntries;
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks<T>) tile_forward(
     __syncthreads();
   }
   keep(start), keep(record.address);
-  const bool exists = (pixel < pixels) & (out_y < layout.out_height) & (out_x < g.out_width) & (n < layout.batch) &
-                      (part < layout.parts);
+  const bool exists =
+      (pixel < pixels) & (out_y < layout.out_height) & (out_x < g.out_width) & (n < layout.batch) & (part < tile.parts);
   Sums<T> sums;
   sums.clear();
   Vector<T, kVector> result[kPieces];
@@ -282,17 +282,11 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks<T>) tile_forward(
 template <typename T>
 cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Problem& p = args.problem;
-  constexpr int kPieces = Sums<T>::kPieces, kParts = kLinePieces / kPieces, kWidth = kPieces * Sums<T>::kVector;
   TileLayout t;
   t.tile = choose_tile(p, sizeof(T));
   const ForwardTile& tile = t.tile;
   t.out_height = p.out_height;
   t.channels = static_cast<int>(p.channels());
-  t.parts = t.channels / kWidth;
-  t.image_bits = t.part_bits = 0;
-  while (1 << t.image_bits < tile.images) ++t.image_bits;
-  while (tile.images << t.part_bits < kParts) ++t.part_bits;
-  t.lines = parts_of(t.parts, 1 << t.part_bits);
   t.record_w = static_cast<int>(p.offset_mask.w);
   t.record_h = static_cast<int>(p.offset_mask.h);
   t.entries = p.groups * kEntries;
@@ -300,8 +294,8 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
   const Axes axes(p, sizeof(T));
   t.spacing_x = axes.x.spacing;
   t.spacing_y = axes.y.spacing;
-  t.by_lines = Divider(t.lines);
-  t.by_parts_a_group = Divider(p.group_width / kWidth);
+  t.by_lines = Divider(tile.lines);
+  t.by_parts_a_group = Divider(p.group_width / (Sums<T>::kPieces * Sums<T>::kVector));
   t.by_tile_w = Divider(tile.w);
   t.by_pixels = Divider(tile.h * tile.w);
   t.by_record_pieces = Divider(tile.record_bytes / 16);
@@ -311,8 +305,7 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   if (status != cudaSuccess) return status;
   const bool has_engine = bulk_copies_pay(architecture());
-  for (int64_t first = 0; first < p.batch; first += kMostImages) {
-    const int64_t images = std::min(p.batch - first, kMostImages);
+  return for_images(p, [&](int64_t first, int64_t images) {
     const T* value = static_cast<const T*>(args.value) + first * p.value.n;
     const T* offset_mask = static_cast<const T*>(args.offset_mask) + first * p.offset_mask.n;
     t.batch = static_cast<int>(images);
@@ -333,13 +326,13 @@ cudaError_t launch(const ForwardArgs& args, cudaStream_t stream) {
                      {images, p.offset_mask.n, tile.images}},
                     &records);
     const dim3 grid(
-        parts_of(p.out_width, tile.w) * t.lines, parts_of(p.out_height, tile.h),
+        tile.columns * tile.lines, parts_of(p.out_height, tile.h),
         static_cast<unsigned>(parts_of(images, tile.images)));
     kernel<<<grid, tile.threads, tile.bytes, stream>>>(
         Geometry<float>(p), t, features, records, value, offset_mask,
         static_cast<T*>(args.out) + first * p.out_pixels() * p.channels());
-  }
-  return cudaGetLastError();
+    return cudaGetLastError();
+  });
 }
 
 // Groups must have whole parts of 16 channels, records be aligned, and rows of tiles be a dimension of a grid; that
@@ -359,7 +352,7 @@ bool fits(const ForwardArgs& args, int vector) {
 
 bool tile_forward_pays(const ForwardArgs& args) {
   const Problem& p = args.problem;
-  const int bytes = p.dtype == DType::float32 ? 4 : 2, vector = 16 / bytes;
+  const int bytes = bytes_of(p.dtype), vector = 16 / bytes;
   if (!fits(args, vector)) return false;
   if (p.dtype == DType::float32) return true;
   // small maps wait longer for what is staged than for what they gather
