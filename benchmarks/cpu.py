@@ -3,13 +3,12 @@
     python benchmarks/cpu.py --json docs/results/cpu.json --plot docs/pictures/cpu.png
 
 Results and the gradient of value are checked against the float64 oracle before they are timed. All figures of one run
-are comparable; take turns, so that a machine that is busy for a while disturbs all alike.
+are comparable.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +18,12 @@ import torchvision
 from oracle import oracle, relative_error, torchvision_arguments
 from report import plot, save, table
 from torch import Tensor
-from torch.utils.benchmark import Timer
+from turns import seconds
 
 from yolo_dcnv4.ops import backend, dcnv4, dcnv4_reference
 
 MAPS = {"1x80x80x64, 4 groups": (1, 80, 80, 4, 16), "1x40x40x128, 8 groups": (1, 40, 40, 8, 16)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TURN_SECONDS = 0.2
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -72,32 +70,22 @@ def candidates(
     return functions, leaves, grad
 
 
-def milliseconds(functions: dict[str, Callable[[], Any]], rounds: int, threads: int) -> dict[str, float]:
-    """Return the median time of each function, called again and again in its turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            timer = Timer("function()", globals={"function": function}, num_threads=threads)
-            times[name] += timer.blocked_autorange(min_run_time=TURN_SECONDS).times
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
-
-
 def measure(name: str, dtype_name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for the forward and one for the backward pass."""
     torch.set_num_threads(threads)
     functions, leaves, grad = candidates(MAPS[name], DTYPES[dtype_name])
     with torch.no_grad():
-        forward = milliseconds(functions, rounds, threads)
+        forward = seconds(functions, rounds, threads)
     outputs = {key: function() for key, function in functions.items()}
 
     def gradient(output: Tensor) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
 
-    backward = milliseconds({key: gradient(output) for key, output in outputs.items()}, rounds, threads)
+    backward = seconds({key: gradient(output) for key, output in outputs.items()}, rounds, threads)
     rows = []
     for direction, times in (("forward", forward), ("backward", backward)):
         row: dict[str, Any] = {"map": name, "dtype": dtype_name, "threads": threads, "pass": direction}
-        row |= {f"{key} ms": value for key, value in times.items()}
+        row |= {f"{key} ms": 1e3 * value for key, value in times.items()}
         row["torchvision / ours"] = times["torchvision"] / times["ours"] if "torchvision" in times else None
         row["reference / ours"] = times["reference"] / times["ours"]
         rows.append(row)

@@ -82,7 +82,8 @@ def inference(model: DetectionModel, batch: int, imgsz: int, compiled: bool) -> 
 
     ways: dict[str, Callable[[], Step]] = {"inference": lambda: forward, "graph": lambda: graphed(forward)}
     if compiled:
-        ways["compile"] = lambda: functools.partial(forward, torch.compile(model))
+        # without dynamic=False the second batch size would be compiled for every one
+        ways["compile"] = lambda: functools.partial(forward, torch.compile(model, dynamic=False))
     working = {}
     for name, prepare in ways.items():
         try:
@@ -133,6 +134,8 @@ def peak_gigabytes(prepare: Callable[[], Step]) -> tuple[Step, float]:
 
 def measure_scale(scale: str, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each model of a scale."""
+    # past a limit of compiled models in a process, more would silently be run as they are
+    torch.compiler.reset()
     names = [pattern.format(scale) for pattern in VARIANTS.values()]
     rows: dict[str, dict[str, Any]] = {name: {"model": name} for name in names}
     forwards: dict[str, dict[str, Step]] = {}

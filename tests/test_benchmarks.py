@@ -31,9 +31,27 @@ def test_cpu_writes_table_json_and_plot(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(backend("cpu").name != "cpu", reason="needs the compiled CPU operator")
+def test_launch_compares_calls_with_a_trivial_operator(tmp_path: Path):
+    figures = tmp_path / "launch.json"
+    done = run("launch.py", "--device", "cpu", "--rounds", 1, "--dtypes", "float32", "--json", figures)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["gradients"] for row in rows] == ["no_grad", "recorded"]
+    assert all(row["dcnv4 / trivial"] == row["dcnv4"] / row["trivial"] > 0 for row in rows)
+    assert done.stdout.count("\n") == 2 + len(rows)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("name", ["op.py", "model.py"])
 def test_without_a_gpu_there_is_nothing_to_measure(name: str):
     done = run(name)
     assert done.returncode == 1
     assert "no compiled CUDA kernels to measure" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_there_is_nothing_to_launch_there():
+    done = run("launch.py")
+    assert done.returncode == 1
+    assert "no compiled operator for cuda to measure" in done.stderr
