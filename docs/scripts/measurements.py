@@ -16,8 +16,9 @@ from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
 OPERATOR = RESULTS / "2026-11-27-h100-torch2.11-op.json"
-MEANS = RESULTS / "2026-11-27-h100-torch2.11-far-points.json"
-MODEL = RESULTS / "2026-11-27-h100-torch2.11-model.json"
+MODEL = RESULTS / "2026-11-28-h100-torch2.11-model.json"
+COMPILED = RESULTS / "2026-11-28-h100-torch2.11-compile.json"
+LAUNCH = RESULTS / "2026-11-28-h100-torch2.11-launch.json"
 CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 TWO_GPUS = RESULTS / "2026-11-21-2xh200-torch2.11-ddp.json"
@@ -30,6 +31,7 @@ MODEL_COLUMNS = {
     "training, deterministic": "deterministic",
     "peak GB": "peak memory, GB",
 }
+COMPILED_WAYS = {"inference": "run eagerly", "compile": "compiled"}
 
 
 def microseconds(value: float | None) -> str:
@@ -67,14 +69,14 @@ def operator_table() -> str:
 
 def means_table() -> str:
     """Return geometric means over the maps."""
-    document = json.loads(MEANS.read_text(encoding="utf-8"))
+    document = json.loads(OPERATOR.read_text(encoding="utf-8"))
     means = document["geometric_means"]
     ratios = [key for key in means[0] if key not in ("dtype", "pass")]
     rows = [
         [f"{mean['dtype']} {mean['pass']}", *("-" if mean[key] is None else f"{mean[key]:.2f}" for key in ratios)]
         for mean in means
     ]
-    return f"{markdown(['geometric mean', *ratios], rows)}\n\n{origin(document, MEANS)}"
+    return f"{markdown(['geometric mean', *ratios], rows)}\n\n{origin(document, OPERATOR)}"
 
 
 def model_rows(document: dict[str, Any], columns: Sequence[str]) -> list[list[str]]:
@@ -92,6 +94,29 @@ def model_table() -> str:
     document = json.loads(MODEL.read_text(encoding="utf-8"))
     rows = model_rows(document, list(MODEL_COLUMNS))
     return f"{markdown(['model', *MODEL_COLUMNS.values()], rows)}\n\n{origin(document, MODEL)}"
+
+
+def compiled_table() -> str:
+    """Return the times of whole models with torch.compile, next to those without it."""
+    document = json.loads(COMPILED.read_text(encoding="utf-8"))
+    columns = {f"{way} b{batch}": f"{name}, batch {batch}" for batch in (1, 16) for way, name in COMPILED_WAYS.items()}
+    rows = model_rows(document, list(columns))
+    return f"{markdown(['milliseconds', *columns.values()], rows)}\n\n{origin(document, COMPILED)}"
+
+
+def launch_table() -> str:
+    """Return what calls of the operator cost the CPU, next to a trivial operator's."""
+    document = json.loads(LAUNCH.read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"{row['dtype']}, gradients {'recorded' if row['gradients'] == 'recorded' else 'not recorded'}",
+            f"{row['trivial']:.1f}",
+            *(f"{row[name]:.1f} ({row[f'{name} / trivial']:.2f})" for name in ("dcnv4", "packed")),
+        ]
+        for row in document["rows"]
+    ]
+    header = ["microseconds a call", "trivial operator", "`dcnv4`", "on packed features and records, as the layer calls it"]
+    return f"{markdown(header, rows)}\n\n{origin(document, LAUNCH)}"
 
 
 def cpu_table() -> str:
@@ -164,7 +189,14 @@ def two_gpus_table() -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed_table, "export": export_table},
-    "docs/performance.md": {"operator": operator_table, "means": means_table, "cpu": cpu_table, "model": model_table},
+    "docs/performance.md": {
+        "operator": operator_table,
+        "means": means_table,
+        "launch": launch_table,
+        "cpu": cpu_table,
+        "model": model_table,
+        "compiled": compiled_table,
+    },
     "docs/multi-gpu.md": {"two-gpus": two_gpus_table},
 }
 
