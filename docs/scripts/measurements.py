@@ -115,7 +115,8 @@ def launch_table() -> str:
         ]
         for row in document["rows"]
     ]
-    header = ["microseconds a call", "trivial operator", "`dcnv4`", "on packed features and records, as the layer calls it"]
+    packed = "on packed features and records, as the layer calls it"
+    header = ["microseconds a call", "trivial operator", "`dcnv4`", packed]
     return f"{markdown(header, rows)}\n\n{origin(document, LAUNCH)}"
 
 

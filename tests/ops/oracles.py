@@ -10,6 +10,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+# elements of value up to which the CPU computes gradients: a sanitizer that watches the GPU does not slow it down
+MOST_CPU_ELEMENTS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -112,10 +115,11 @@ def torchvision_gradients(
     value: Tensor, offset_mask: Tensor, grad: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (output, gradient of value, gradient of offset_mask) of the torchvision oracle, in float64."""
-    value = value.detach().double().contiguous().requires_grad_()
-    offset_mask = offset_mask.detach().double().contiguous().requires_grad_()
-    out = torchvision_oracle(value, offset_mask, geometry)
-    return out.detach(), *torch.autograd.grad(out, (value, offset_mask), grad.double())
+    there = "cpu" if value.numel() <= MOST_CPU_ELEMENTS else value.device
+    leaves = [t.detach().to(there, torch.float64).contiguous().requires_grad_() for t in (value, offset_mask)]
+    out = torchvision_oracle(*leaves, geometry)
+    grad_value, grad_offset_mask = torch.autograd.grad(out, leaves, grad.to(there, torch.float64))
+    return out.detach().to(value.device), grad_value.to(value.device), grad_offset_mask.to(value.device)
 
 
 def numpy_oracle(value: Tensor, offset_mask: Tensor, grad: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
