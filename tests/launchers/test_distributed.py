@@ -85,7 +85,8 @@ class GlooTrainer(DetectionTrainer):
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
         parallel = torch.nn.parallel.DistributedDataParallel
         torch.nn.parallel.DistributedDataParallel = lambda model, device_ids, **more: parallel(model, **more)
-        print(f"worker {RANK} knows", *registered(), flush=True)
+        # in one piece: both processes write to the same pipe
+        print(" ".join((f"worker {RANK} knows", *registered())) + "\\n", end="", flush=True)
 
     def final_eval(self):
         pass  # with several processes the validator asks for a CUDA device
@@ -119,8 +120,9 @@ def script(tmp_path: Path) -> Path:
 
 def assert_both_have_trained(out: str, run, folder: Path) -> None:
     for rank in range(2):
-        (known,) = re.findall(rf"worker {rank} knows (.*)", out)
-        assert set(known.split()) == {*PACK, "OwnC2f"}
+        known = re.findall(rf"worker {rank} knows (.*)", out)
+        assert len(known) == 1, out
+        assert set(known[0].split()) == {*PACK, "OwnC2f"}
     assert len((folder / "train" / "results.csv").read_text().strip().splitlines()) == 3
     names = run("-c", NAMES, str(folder / "train" / "weights" / "best.pt"), PYTHONPATH=str(folder)).split()
     assert names.count("C2f_DCNv4") == 3 and names.count("OwnC2f") == 4
