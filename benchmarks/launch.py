@@ -19,15 +19,12 @@ from torch import Tensor
 from turns import seconds
 
 from yolo_dcnv4.ops import backend, dcnv4
+from yolo_dcnv4.ops.library import SCHEMAS
 from yolo_dcnv4.ops.packed import dcnv4_packed
 from yolo_dcnv4.ops.window import window_of
 
 SIDE, GROUPS, DEPTH = 4, 4, 16
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-SCHEMA = (
-    "(Tensor value, Tensor offset_mask, int groups, int[] window, float offset_scale, bool remove_center, "
-    "bool softmax) -> Tensor"
-)
 
 # kept: operators go with their library
 _LIBRARY = torch.library.Library("yolo_dcnv4_benchmark", "DEF")
@@ -35,7 +32,7 @@ _LIBRARY = torch.library.Library("yolo_dcnv4_benchmark", "DEF")
 
 def trivial_operator() -> Callable[..., Tensor]:
     """Register the trivial operator with its autograd rule, and return it."""
-    _LIBRARY.define(f"double{SCHEMA}")
+    _LIBRARY.define("double" + SCHEMAS["dcnv4"])
 
     def double(value: Tensor, *_: Any) -> Tensor:
         return value * 2
