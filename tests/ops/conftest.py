@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ def compiled():
     """For tests of the CUDA kernels: PyTorch must not stand in for them."""
     if backend("cuda").name != "cuda":
         pytest.skip(f"no compiled CUDA kernel: {backend('cuda').reason}")
+
+
+@pytest.fixture
+def caching_allocator():
+    """For tests of what PyTorch's caching allocator gives or counts; it is off where a sanitizer watches."""
+    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1":
+        pytest.skip("needs PyTorch's caching allocator")
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_second_gpu_while_the_first_is_current(dtype):
 @pytest.mark.parametrize("deterministic_backward", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [CASE, *named("yolo-n-p5", "yolo-n-p5-batch1")], ids=lambda c: c.id)
-def test_graph_capture(case, dtype, deterministic_backward, compiled, request):
+def test_graph_capture(case, dtype, deterministic_backward, compiled, caching_allocator, request):
     """Forward and backward captured once, replayed on other numbers."""
     if deterministic_backward:
         request.getfixturevalue("deterministic")
@@ -113,7 +113,7 @@ def test_runs_agree_without_determinism(case, dtype):
     assert_close(second, first, dtype)
 
 
-def test_no_memory_is_kept(compiled):
+def test_no_memory_is_kept(compiled, caching_allocator):
     inputs = CASE.inputs(torch.float16, "cuda")
     run(dcnv4, inputs, CASE.geometry)
     gc.collect()

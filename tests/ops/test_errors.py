@@ -152,10 +152,11 @@ def test_cpu_and_cuda_are_not_mixed(op):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("needs", ["output", "gradients"])
-def test_out_of_memory_is_named(needs, device, capfd):
+def test_out_of_memory_is_named(needs, device, capfd, request):
     """In the words that ultralytics looks for before it tries a smaller batch, without the trace of torch's macros."""
     if device == "cuda":
         # PyTorch then refuses by itself: compute-sanitizer would report a failed call of the driver
+        request.getfixturevalue("caching_allocator")
         torch.cuda.set_per_process_memory_fraction(1.0)
     shape = (1 << 30, 256, 256)
     value, offset_mask = (torch.zeros(1, 1, 1, c, device=device).expand(*shape, c) for c in (16, 32))
