@@ -77,7 +77,8 @@ def inference(model: DetectionModel, batch: int, imgsz: int, compiled: bool) -> 
     images = torch.rand(batch, 3, imgsz, imgsz, device="cuda").half().to(memory_format=torch.channels_last)
 
     def forward(run: Callable[[Any], Any] = model) -> None:
-        with torch.no_grad():
+        # as ultralytics predicts; tensors then do not pass the autograd rule, a Python function
+        with torch.inference_mode():
             run(images)
 
     ways: dict[str, Callable[[], Step]] = {"inference": lambda: forward, "graph": lambda: graphed(forward)}
