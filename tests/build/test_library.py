@@ -49,6 +49,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
 
 
+def test_errors_name_places_in_the_sources(small: SimpleNamespace, tmp_path: Path):
+    checked = OPERATOR.replace("return baseline", 'STD_TORCH_CHECK(x > 0, "x must be positive"); return baseline')
+    small.operator.write_text(checked)
+    built = library.build(cuda=False).library.read_bytes()
+    assert b"cuda_src/dcnv4.cpp\0" in built
+    assert str(tmp_path).encode() not in built
+
+
 def test_build_and_what_makes_it_stale(small: SimpleNamespace):
     first = library.build(cuda=False)
     assert first.compiled

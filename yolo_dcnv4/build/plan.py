@@ -72,7 +72,10 @@ class Plan:
     def cxx_flags(self) -> list[str]:
         """Flags of the C++ compiler."""
         shared = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall"]
-        return [*shared, *self.macros, *self.include_flags]
+        # errors name their place in the sources, not the folder that those lay in
+        places = {self.torch.folder / "include": "", self.sources: "cuda_src/"}
+        named = [f"-fmacro-prefix-map={folder}/={name}" for folder, name in places.items()]
+        return [*shared, *named, *self.macros, *self.include_flags]
 
     @property
     def nvcc_flags(self) -> list[str]:
