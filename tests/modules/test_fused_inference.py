@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from yolo_dcnv4.modules import DCNv4, dcnv4, fused_inference
+from yolo_dcnv4.modules import DCNv4, DCNv4Conv, dcnv4
 
 
 def _layer(**options) -> DCNv4:
@@ -22,7 +22,7 @@ def _layer(**options) -> DCNv4:
 
 
 def _taken(layer: DCNv4) -> bool:
-    return layer._infer(torch.randn(1, 32, 4, 4)) is not None
+    return layer.infer(torch.randn(1, 32, 4, 4)) is not None
 
 
 def _ignore(*arguments) -> None:
@@ -50,7 +50,7 @@ def test_changes_nothing(options, shape, memory_format, convolution, monkeypatch
         expected = layer(x)
         assert len(calls) == 1
         handle.remove()
-        monkeypatch.setattr(fused_inference, "parses", lambda x: convolution and x.numel() > 0)
+        monkeypatch.setattr(dcnv4, "parses", lambda x: convolution and x.numel() > 0)
         monkeypatch.setattr(dcnv4.DCNv4, "_forward_nhwc", None)
         out = layer(x)
     torch.testing.assert_close(out, expected)
@@ -106,3 +106,23 @@ def test_not_taken_before_fusing():
 def test_checks_its_input():
     with torch.no_grad(), pytest.raises(ValueError, match=r"32 channels .* got shape \(1, 16, 4, 4\)"):
         _layer()(torch.randn(1, 16, 4, 4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_fused_convolution_passes_the_layers_call(memory_format, monkeypatch):
+    torch.manual_seed(0)
+    convolution = DCNv4Conv(32, 48).eval()
+    nn.init.normal_(convolution.dcn.offset_mask.weight, std=0.1)
+    convolution.fuse_dcnv4()
+    convolution.dcn.fuse_dcnv4()
+    x = torch.randn(2, 32, 9, 8).to(memory_format=memory_format)
+    calls = []
+    handle = convolution.dcn.register_forward_hook(lambda *arguments: calls.append(1))
+    with torch.inference_mode():
+        expected = convolution(x)
+        assert len(calls) == 1
+        handle.remove()
+        monkeypatch.setattr(DCNv4, "forward", None)
+        out = convolution(x)
+    torch.testing.assert_close(out, expected)
+    assert out.is_contiguous(memory_format=memory_format)

@@ -10,7 +10,7 @@ import thop
 import torch
 from torch import nn
 
-from yolo_dcnv4.modules import DCNv4, dcnv4, fused_inference
+from yolo_dcnv4.modules import DCNv4, dcnv4
 from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
 from yolo_dcnv4.ops.packed import padded_row
 
@@ -100,7 +100,7 @@ def test_as_a_convolution(channels, monkeypatch):
     with torch.no_grad():
         expected = layer(x)
         _pad(layer)
-        monkeypatch.setattr(fused_inference, "parses", lambda x: True)
+        monkeypatch.setattr(dcnv4, "parses", lambda x: True)
         torch.testing.assert_close(layer(x), expected)
 
 

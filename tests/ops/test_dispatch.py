@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -36,6 +39,33 @@ def test_nothing_is_recorded_where_nothing_asks(device):
     assert not out.requires_grad
     with torch.no_grad():
         assert torch.equal(dcnv4(value.requires_grad_(), offset_mask, **SMALL.geometry.keywords), out)
+
+
+def _python_files(function: Callable[[], object]) -> set[str]:
+    """Return the files of all Python functions that run in a call."""
+    files = set()
+    sys.setprofile(lambda frame, event, argument: files.add(frame.f_code.co_filename))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return files
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_inference_leaves_the_rule_out(device):
+    """The rule is a Python function; without this it is called even where nothing is recorded."""
+    value, offset_mask, _ = SMALL.inputs(torch.float32, device)
+    arguments = value.requires_grad_(), offset_mask, *SMALL.geometry.operator_arguments
+    rule = torch._library.autograd.__file__
+    with torch.no_grad():
+        assert rule in _python_files(lambda: OPERATOR(*arguments))
+        assert rule not in _python_files(lambda: dispatch.dispatch(OPERATOR, *arguments))
+        expected = OPERATOR(*arguments)
+    with torch.inference_mode():
+        assert rule not in _python_files(lambda: dispatch.dispatch(OPERATOR, *arguments))
+        out = dispatch.dispatch(OPERATOR, *arguments)
+    assert out.is_inference() and torch.equal(out, expected)
 
 
 def test_transforms_see_the_operator():

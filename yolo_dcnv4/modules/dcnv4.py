@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from yolo_dcnv4.modules.fused_inference import infer
 from yolo_dcnv4.modules.merged_projection import MergedProjection, merged
-from yolo_dcnv4.modules.projection import has_hooks, project
+from yolo_dcnv4.modules.projection import convolve, has_hooks, numbers, parses, project
 from yolo_dcnv4.ops.autocast import autocast_dtype
-from yolo_dcnv4.ops.dcnv4 import dcnv4
+from yolo_dcnv4.ops.dcnv4 import dcnv4, dense_rows
 from yolo_dcnv4.ops.export import at_window_centers, is_exporting, is_traced
-from yolo_dcnv4.ops.packed import dcnv4_packed
+from yolo_dcnv4.ops.packed import dcnv4_packed, infer_packed
 from yolo_dcnv4.ops.sampling_points import SamplingPoints, sampling_points
 from yolo_dcnv4.ops.window import Window, window_of
 
@@ -244,14 +243,8 @@ class DCNv4(nn.Module):
             ValueError: Wrong rank, channel count or `shape`.
         """
         if input.dim() == 4:
-            if input.shape[1] != self.channels:
-                raise ValueError(
-                    f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(input.shape)}"
-                )
-            out = self._infer(input)
-            if out is None:
-                out = self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return out if _is_channels_last(input) else out.contiguous()
+            out = self.infer(input)
+            return self._forward_nchw(input) if out is None else out
         if input.dim() != 3 or input.shape[2] != self.channels:
             raise ValueError(
                 f"input must be (N, {self.channels}, H, W) or (N, L, {self.channels}), got shape {tuple(input.shape)}"
@@ -261,6 +254,11 @@ class DCNv4(nn.Module):
         if height * width != length:
             raise ValueError(f"shape {(height, width)} does not fit an input of L = {length} pixels")
         return self._forward_nhwc(input.reshape(n, height, width, channels)).flatten(1, 2)
+
+    def _forward_nchw(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels:
+            raise ValueError(f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(x.shape)}")
+        return _in_format_of(x, self._forward_nhwc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     @staticmethod
     def _sequence_shape(length: int) -> tuple[int, int]:
@@ -277,8 +275,16 @@ class DCNv4(nn.Module):
         self.packed_proj = MergedProjection((self.value_proj, self.offset_mask), pad=self.offset_mask.weight.is_cuda)
         del self.value_proj, self.offset_mask
 
-    def _infer(self, x: Tensor) -> Tensor | None:
-        """Apply a fused layer past its modules; None where this call is recorded, traced or seen by hooks."""
+    def infer(self, x: Tensor) -> Tensor | None:
+        """Apply a fused layer past its modules' calls, which take as long as its operators at small maps.
+
+        Args:
+            x: (N, C, H, W) in any memory format.
+
+        Returns:
+            (N, C_out, H, W) in the memory format of `x`. None, and nothing is done, where the layer is not fused or `x`
+            is no such map, and where this call is recorded, traced or seen by hooks.
+        """
         # nn.Module.__getattr__ takes as long as what it leads to here
         modules: dict[str, Any] = self._modules
         packed_proj: Any = modules.get("packed_proj")
@@ -289,6 +295,8 @@ class DCNv4(nn.Module):
             and type(core) is DCNv4Core
             and type(output_proj) is nn.Linear
             and not self.center_feature_scale
+            and x.dim() == 4
+            and x.shape[1] == self.channels
             and not torch.is_grad_enabled()
             and not is_traced()
             and not (has_hooks(packed_proj) or has_hooks(core) or has_hooks(output_proj) or _has_any_global_hook())
@@ -296,7 +304,13 @@ class DCNv4(nn.Module):
         if not plain:
             return None
         arguments = self.channels, core.group, core.window, core.offset_scale, core.remove_center
-        return infer(x, packed_proj, output_proj, arguments)
+        if parses(x):
+            packed = convolve(packed_proj, x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+            out = convolve(output_proj, infer_packed(dense_rows(packed), *arguments).permute(0, 3, 1, 2))
+        else:
+            packed = F.linear(x.permute(0, 2, 3, 1).contiguous(), *numbers(packed_proj))
+            out = F.linear(infer_packed(packed, *arguments), *numbers(output_proj)).permute(0, 3, 1, 2)
+        return _in_format_of(x, out)
 
     def _reads_one_input(self) -> bool:
         # whether value and offset_mask are projections of the same pixels
@@ -364,5 +378,7 @@ class DCNv4(nn.Module):
         return out * (1 - scale) + value * scale
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+def _in_format_of(x: Tensor, out: Tensor) -> Tensor:
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return out
+    return out.contiguous()

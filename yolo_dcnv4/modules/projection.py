@@ -64,18 +64,14 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def multiply(projection: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer to each pixel of (N, H, W, C) as its call does, past its hooks."""
-    return F.linear(x, *_numbers(projection))
-
-
 def convolve(projection: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer to each pixel of (N, C, H, W) in channels-last memory format, past its hooks."""
-    weight, bias = _numbers(projection)
+    weight, bias = numbers(projection)
     return F.conv2d(x, weight.view(*weight.shape, 1, 1), bias)
 
 
-def _numbers(projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def numbers(projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Return the weight (C_out, C) and bias (C_out) that a linear layer multiplies with and adds."""
     # past nn.Module.__getattr__, which takes as long as a view
     own: Any
     if type(projection) is MergedProjection:
