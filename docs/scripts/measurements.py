@@ -15,10 +15,10 @@ from typing import Any
 from generated import ROOT, markdown, with_parts, write_or_check
 
 RESULTS = ROOT / "docs" / "results"
-OPERATOR = RESULTS / "2026-11-27-h100-torch2.11-op.json"
-MODEL = RESULTS / "2026-11-28-h100-torch2.11-model.json"
-COMPILED = RESULTS / "2026-11-28-h100-torch2.11-compile.json"
-LAUNCH = RESULTS / "2026-11-28-h100-torch2.11-launch.json"
+OPERATOR = RESULTS / "2026-11-28-h200-torch2.11-op.json"
+MODEL = RESULTS / "2026-11-28-h200-torch2.11-model.json"
+COMPILED = RESULTS / "2026-11-28-h200-torch2.11-compile.json"
+LAUNCH = RESULTS / "2026-11-28-h200-torch2.11-launch.json"
 CPU = RESULTS / "2026-11-26-cpu-torch2.14.json"
 EXPORT = RESULTS / "2026-11-21-cpu-export.json"
 TWO_GPUS = RESULTS / "2026-11-21-2xh200-torch2.11-ddp.json"
