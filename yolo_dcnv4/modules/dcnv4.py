@@ -242,9 +242,15 @@ class DCNv4(nn.Module):
         Raises:
             ValueError: Wrong rank, channel count or `shape`.
         """
+        out = self.infer(input)
+        if out is not None:
+            return out
         if input.dim() == 4:
-            out = self.infer(input)
-            return self._forward_nchw(input) if out is None else out
+            if input.shape[1] != self.channels:
+                raise ValueError(
+                    f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(input.shape)}"
+                )
+            return _in_format_of(input, self._forward_nhwc(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         if input.dim() != 3 or input.shape[2] != self.channels:
             raise ValueError(
                 f"input must be (N, {self.channels}, H, W) or (N, L, {self.channels}), got shape {tuple(input.shape)}"
@@ -254,11 +260,6 @@ class DCNv4(nn.Module):
         if height * width != length:
             raise ValueError(f"shape {(height, width)} does not fit an input of L = {length} pixels")
         return self._forward_nhwc(input.reshape(n, height, width, channels)).flatten(1, 2)
-
-    def _forward_nchw(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.channels:
-            raise ValueError(f"input must have {self.channels} channels (N, C, H, W), got shape {tuple(x.shape)}")
-        return _in_format_of(x, self._forward_nhwc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
     @staticmethod
     def _sequence_shape(length: int) -> tuple[int, int]:

@@ -38,9 +38,6 @@ def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
     """Call an operator in the way that takes the least time."""
     if torch.compiler.is_compiling():
         return operator(*arguments)
-    if torch.is_inference_mode_enabled() and not torch.are_deterministic_algorithms_enabled():
-        # this mode leaves the autograd rule out by itself; past a call of Python that does nothing else
-        return operator._op(*arguments)
     memory: Any = torch.utils.deterministic
     if not torch.are_deterministic_algorithms_enabled() or not memory.fill_uninitialized_memory:
         return _dispatch(operator, arguments)
@@ -53,6 +50,9 @@ def dispatch(operator: torch._ops.OpOverload, *arguments: Any) -> Any:
 
 
 def _dispatch(operator: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> Any:
+    if torch.is_inference_mode_enabled():
+        # which leaves the autograd rule out by itself; past a call of Python that does nothing else
+        return operator._op(*arguments)
     if not torch.is_grad_enabled():
         # past the autograd rule where no gradient is recorded: that rule is a Python function
         with torch._C._AutoDispatchBelowAutograd():
